@@ -1,0 +1,31 @@
+"""Audiovisual masked autoencoders in JAX.
+
+One alphabet of axes serves the whole project, in einops patterns, comments and
+annotations:
+
+    b batch    t time (frames or spectrogram rows)    h w picture    c channels
+    n tokens   k kept tokens   m masked tokens        d width
+    f features of a flat patch (or frequency bins)    s samples of sound
+    v views or samples of a clip
+
+Modalities are dict keys, always in the order of `MODALITIES`. Importing this package
+imports nothing heavy.
+"""
+
+MODALITIES = ("rgb", "spectrogram")
+
+
+class UserError(Exception):
+    """One sentence for the user: what is wrong, where, and what to do."""
+
+
+class ConfigError(UserError):
+    """A field of the config is wrong; the sentence names the field."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged or does not fit; the sentence names it."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on (a non-finite loss); the sentence says what to try."""

@@ -1,0 +1,115 @@
+"""The log-mel front end against a plain float64 one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from av_mae import spectrogram
+
+RATE = 16000
+
+
+def reference(waveform):
+    """The preset `mbt` in float64, one frame and one filter at a time."""
+    points = 700 * (
+        10
+        ** (
+            np.linspace(
+                2595 * np.log10(1 + 20 / 700), 2595 * np.log10(1 + 8000 / 700), 130
+            )
+            / 2595
+        )
+        - 1
+    )
+    mel = lambda hertz: 2595 * np.log10(1 + hertz / 700)
+    window = np.sin(np.pi * np.arange(400) / 400) ** 2
+    padded = np.concatenate([np.zeros(120), waveform.astype(np.float64), np.zeros(400)])
+    rows = []
+    for row in range(len(waveform) // 160):
+        segment = padded[row * 160 : row * 160 + 400] * window
+        power = np.abs(np.fft.rfft(segment, 1024)) ** 2
+        values = []
+        for left, centre, right in zip(
+            points[:-2], points[1:-1], points[2:], strict=True
+        ):
+            total = 0.0
+            for bin in range(int(left / 15.625), int(right / 15.625) + 2):
+                hertz = bin * 15.625
+                if left < hertz <= centre:
+                    slope = (mel(hertz) - mel(left)) / (mel(centre) - mel(left))
+                elif centre < hertz < right:
+                    slope = (mel(right) - mel(hertz)) / (mel(right) - mel(centre))
+                else:
+                    continue
+                total += slope * power[bin]
+            values.append(np.log(total + 1e-6))
+        rows.append(values)
+    return np.array(rows)
+
+
+def sounds():
+    """Half a second each (a little more where the end does not fill a hop)."""
+    rng = np.random.default_rng(0)
+    time = np.arange(RATE // 2) / RATE
+    tone = np.sin(2 * np.pi * 440 * time)
+    return {
+        "noise": 0.1 * rng.standard_normal(RATE // 2 + 77),
+        "quiet noise": 1e-4 * rng.standard_normal(RATE // 2),
+        "tone": 0.3 * tone,
+        "loud tone": 0.999 * np.sin(2 * np.pi * 3000 * time),
+        "chirp": 0.5 * np.sin(2 * np.pi * (50 + 7000 * time) * time),
+        "clipped": np.clip(4 * tone, -1, 1),
+        "loud noise": np.sign(rng.standard_normal(RATE // 2)),
+        "silence": np.zeros(RATE // 2),
+        "click": np.eye(1, RATE // 2, 4000)[0],
+        "bass and hiss": 0.9 * np.sin(2 * np.pi * 60 * time)
+        + 1e-3 * rng.standard_normal(RATE // 2),
+    }
+
+
+@pytest.mark.parametrize("name", sounds())
+def test_meets_an_independent_float64_front_end(name):
+    sound = np.float32(sounds()[name])
+    found = jax.jit(spectrogram.log_mel)(jnp.asarray(sound)[None])
+    assert found.shape == (1, 50, 128, 1) and found.dtype == jnp.float32
+    error = np.abs(np.asarray(found)[0, ..., 0] - reference(sound)).max()
+    assert error < 2e-3, error
+
+
+def test_int16_is_full_scale_over_32768():
+    samples = np.random.default_rng(1).integers(-32768, 32768, (2, 1600), np.int16)
+    np.testing.assert_array_equal(
+        spectrogram.log_mel(samples),
+        spectrogram.log_mel(samples.astype(np.float32) / 32768),
+    )
+
+
+@pytest.mark.parametrize(
+    "samples, rows", [(160000, 1000), (160, 1), (16159, 100), (16160, 101)]
+)
+def test_a_hundred_rows_a_second(samples, rows):
+    shape = jax.eval_shape(
+        spectrogram.log_mel, jax.ShapeDtypeStruct((3, samples), jnp.int16)
+    ).shape
+    assert shape == (3, rows, 128, 1)
+
+
+def test_rows_are_centred_on_their_ten_milliseconds():
+    click = np.zeros((1, 1600), np.float32)
+    click[0, 5 * 160 + 80] = 1
+    energy = np.exp(np.asarray(spectrogram.log_mel(click)))[0, ..., 0].sum(-1)
+    assert energy.argmax() == 5
+    assert energy[4] == pytest.approx(energy[6], rel=1e-3)
+
+
+def test_silence_is_the_floor():
+    quiet = np.zeros((1, 1600), np.int16)
+    np.testing.assert_allclose(spectrogram.log_mel(quiet), np.log(1e-6), rtol=1e-6)
+
+
+def test_no_filter_is_empty():
+    matrix = spectrogram.mel_matrix(spectrogram.PRESETS["mbt"])
+    assert matrix.shape == (513, 128)
+    assert (matrix > 0).any(axis=0).all()
+    assert (matrix[0] == 0).all()  # 0 Hz belongs to none

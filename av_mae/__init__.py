@@ -29,3 +29,15 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """Training cannot go on (a non-finite loss); the sentence says what to try."""
+
+
+def choose(field: str, name: str, table: dict):
+    """The entry `name` of `table`, or a ConfigError that names the config's field."""
+    if name in table:
+        return table[name]
+    import difflib
+
+    close = difflib.get_close_matches(name, table, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    known = ", ".join(repr(key) for key in table)
+    raise ConfigError(f"{field} is {name!r}: {hint}choose one of {known}.")

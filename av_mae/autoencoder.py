@@ -1,0 +1,133 @@
+"""The audiovisual masked autoencoder: patches → kept tokens → encoder → predictions.
+
+Audiovisual MAE (Georgescu et al., ICCV 2023), §3. The encoder sees the kept tokens
+alone; pixels are gathered before the embedding. The decoder's sequence is [kept…, mask
+tokens…] with positions gathered by index: a transformer does not mind the order, so
+nothing is scattered back, and predictions exist only for masked tokens.
+
+Parameters: embed/<m>, encoder/<stack>/block_<i>, decoder_embed/<m>, mask_token/<m>,
+decoder/<stack>/block_<i>, predict/<m>.
+"""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from av_mae import tokens
+from av_mae import choose
+from av_mae.fusion import Fusion, Present, build_encoder
+from av_mae.masking import Mask, take
+from av_mae.transformer import block_options, size_of
+
+Patches = Mapping[str, Float[Array, "b _n _f"]]
+Masks = Mapping[str, Mask]
+
+
+class Embeddings(nn.Module):
+    """Flat patches to tokens with positions, one linear map for each modality."""
+
+    width: int
+    positions: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, patches: Patches, masks: Masks | None = None):
+        encoded = {}
+        for m, x in patches.items():
+            index = None if masks is None else masks[m].kept
+            n = x.shape[1]
+            x = x if index is None else take(x, index)
+            x = nn.Dense(self.width, dtype=self.dtype, name=m)(x.astype(self.dtype))
+            place = tokens.Positions(self.positions, n, name=f"positions_{m}")
+            encoded[m] = place(x, index)
+        return encoded
+
+
+class Decoder(nn.Module):
+    """Encoded kept tokens to predictions [b m f] of the masked patches."""
+
+    width: int
+    positions: str
+    coder: Fusion
+
+    @nn.compact
+    def __call__(
+        self,
+        encoded: Mapping[str, Float[Array, "b _k d"]],
+        masks: Masks,
+        features: Mapping[str, int],
+        present: Present = None,
+        train: bool = False,
+    ) -> dict[str, Float[Array, "b _m _f"]]:
+        dtype = self.coder.options.dtype
+        sequences = {}
+        for m, x in encoded.items():
+            x = nn.Dense(self.width, dtype=dtype, name=f"embed_{m}")(x)
+            token = self.param(
+                f"mask_token_{m}", nn.initializers.zeros, (1, 1, self.width)
+            )
+            b, num_masked = masks[m].masked.shape
+            blank = jnp.broadcast_to(
+                token.astype(x.dtype), (b, num_masked, self.width)
+            )
+            x = jnp.concatenate([x, blank], axis=1)
+            index = jnp.concatenate([masks[m].kept, masks[m].masked], axis=1)
+            place = tokens.Positions(
+                self.positions, index.shape[1], name=f"positions_{m}"
+            )
+            sequences[m] = place(x, index)
+        decoded = self.coder(sequences, present, train)
+        predictions = {}
+        for m, x in decoded.items():
+            head = nn.Dense(
+                features[m],
+                kernel_init=nn.initializers.zeros,
+                dtype=dtype,
+                name=f"predict_{m}",
+            )
+            predictions[m] = head(x[:, masks[m].kept.shape[1] :])
+        return predictions
+
+
+class Autoencoder(nn.Module):
+    """patches {m: [b n f]}, masks {m: Mask} → predictions {m: [b m f]}."""
+
+    embed: Embeddings
+    encoder: Fusion
+    decoder: Decoder
+
+    def __call__(
+        self,
+        patches: Patches,
+        masks: Masks,
+        present: Present = None,
+        train: bool = False,
+    ) -> dict[str, Float[Array, "b _m _f"]]:
+        features = {m: x.shape[-1] for m, x in patches.items()}
+        encoded = self.encoder(self.embed(patches, masks), present, train)
+        return self.decoder(encoded, masks, features, present, train)
+
+
+# The paper's names for decoders are those of the fusion table, except this one.
+DECODERS = {"shared": "shared", "separate": "separate", "joint": "early"}
+
+
+def build(config) -> Autoencoder:
+    """The model that `config.model` and `config.compute` describe.
+
+    Raises ConfigError for a name that is not in its table.
+    """
+    model, decoder = config.model, config.model.decoder
+    size = size_of(model)
+    dtype = jnp.dtype(config.compute.dtype)
+    kind = choose("model.decoder.kind", decoder.kind, DECODERS)
+    coder = Fusion(
+        kind, decoder.depth, block_options(model, decoder.heads, decoder.mlp, dtype)
+    )
+    return Autoencoder(
+        embed=Embeddings(size.width, model.positions, dtype),
+        encoder=build_encoder(model, size, dtype),
+        decoder=Decoder(decoder.width, model.positions, coder),
+    )

@@ -1,0 +1,67 @@
+"""Which tokens the encoder sees: a mask is a value, drawn from noise.
+
+Counts are static, so that every batch compiles to one program: `random` masks
+int(ratio·n) tokens, `tube` masks int(ratio·h·w) places in all time steps alike
+(VideoMAE §3.2).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key, Shaped, UInt32
+
+
+class Mask(NamedTuple):
+    """Token indices in drawn order: `kept` reach the encoder, `masked` are predicted."""
+
+    kept: Int[Array, "b k"]
+    masked: Int[Array, "b m"]
+
+
+def _split(rng, b: int, n: int, num_masked: int) -> tuple[Array, Array]:
+    """Two disjoint random index sets [b, n - num_masked] and [b, num_masked]."""
+    order = jnp.argsort(jax.random.uniform(rng, (b, n)), axis=1).astype(jnp.int32)
+    return order[:, num_masked:], order[:, :num_masked]
+
+
+def random(
+    rng: Key[Array, ""] | UInt32[Array, "2"], b: int, grid: tuple[int, ...], ratio: float
+) -> Mask:
+    """Every token alike (MAE, AV-MAE): int(ratio·n) of n masked."""
+    n = 1
+    for size in grid:
+        n *= size
+    kept, masked = _split(rng, b, n, int(ratio * n))
+    return Mask(kept, masked)
+
+
+def tube(
+    rng: Key[Array, ""] | UInt32[Array, "2"], b: int, grid: tuple[int, ...], ratio: float
+) -> Mask:
+    """The same places in every time step (VideoMAE): t·int(ratio·h·w) tokens masked."""
+    t, *space = grid
+    places = 1
+    for size in space:
+        places *= size
+    over_time = jnp.arange(t, dtype=jnp.int32)[None, :, None] * places  # 1 t 1
+    parts = _split(rng, b, places, int(ratio * places))
+    kept, masked = ((over_time + part[:, None, :]).reshape(b, -1) for part in parts)
+    return Mask(kept, masked)
+
+
+MASKS = {"random": random, "tube": tube}
+
+
+def take(x: Shaped[Array, "b n d"], index: Int[Array, "b k"]) -> Shaped[Array, "b k d"]:
+    """Rows of each example by index."""
+    return jnp.take_along_axis(x, index[:, :, None], axis=1)
+
+
+def restore(
+    kept: Shaped[Array, "b k d"], masked: Shaped[Array, "b m d"], mask: Mask
+) -> Shaped[Array, "b n d"]:
+    """Kept and masked rows back in token order (pictures only; training needs none)."""
+    rows = jnp.concatenate([kept, masked], axis=1)
+    index = jnp.concatenate([mask.kept, mask.masked], axis=1)
+    return take(rows, jnp.argsort(index, axis=1))

@@ -1,0 +1,101 @@
+"""Patches, tubes and their positions: arrays to tokens and back.
+
+A video [b t h w c] is cut into tubes and a spectrogram [b t f c] into patches by the
+same code. Tokens are ordered (t, h, w), w fastest ((t, f), f fastest, for sound); the
+vector inside one is ordered (t, h, w, c), c fastest. Rows and columns that do not fill
+a patch are dropped at the end (1000 mel rows become 992).
+"""
+
+import math
+import string
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float, Int, Shaped
+
+
+def grid_of(shape: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
+    """Number of whole patches along each axis; `shape` is without batch, channels."""
+    return tuple(size // side for size, side in zip(shape, patch, strict=True))
+
+
+def _axes(patch: tuple[int, ...]) -> tuple[str, str, dict[str, int]]:
+    """The einops words of a grid axis pair: ("t h", "i j", {"i": 2, "j": 16})."""
+    grid = string.ascii_lowercase[: len(patch)]
+    inner = string.ascii_uppercase[: len(patch)]
+    return grid, inner, dict(zip(inner, patch, strict=True))
+
+
+def patchify(x: Shaped[Array, "b ..."], patch: tuple[int, ...]) -> Shaped[Array, "b n f"]:
+    """Cut [b, *sizes, c] into flat patches [b, n, f], f = prod(patch)·c."""
+    grid = grid_of(x.shape[1:-1], patch)
+    whole = tuple(slice(g * p) for g, p in zip(grid, patch, strict=True))
+    x = x[(slice(None), *whole)]
+    outer, inner, sides = _axes(patch)
+    pairs = " ".join(f"({o} {i})" for o, i in zip(outer, inner, strict=True))
+    return rearrange(
+        x,
+        f"batch {pairs} channel -> batch ({' '.join(outer)}) ({' '.join(inner)} channel)",
+        **sides,
+    )
+
+
+def unpatchify(
+    patches: Shaped[Array, "b n f"], grid: tuple[int, ...], patch: tuple[int, ...]
+) -> Shaped[Array, "b ..."]:
+    """Put flat patches [b, n, f] back to [b, *sizes, c]; the inverse of `patchify`."""
+    outer, inner, sides = _axes(patch)
+    pairs = " ".join(f"({o} {i})" for o, i in zip(outer, inner, strict=True))
+    return rearrange(
+        patches,
+        f"batch ({' '.join(outer)}) ({' '.join(inner)} channel) -> batch {pairs} channel",
+        **sides,
+        **dict(zip(outer, grid, strict=True)),
+    )
+
+
+def sinusoid(n: int, d: int) -> Float[np.ndarray, "n d"]:
+    """Fixed positions over the flattened token index, sine and cosine interleaved.
+
+    Angle i/10000^(2j/d) at features 2j (sine) and 2j+1 (cosine), as Scenic's
+    `sinusoidal_1d` and VideoMAE's `get_sinusoid_encoding_table` have it; computed in
+    float64, returned as float32. `d` must be even.
+    """
+    rates = np.exp(-math.log(10_000.0) * np.arange(d // 2) / (d // 2))
+    angles = np.arange(n)[:, None] * rates  # n d/2
+    table = np.stack([np.sin(angles), np.cos(angles)], axis=-1)  # n d/2 2
+    return table.reshape(n, d).astype(np.float32)
+
+
+class Positions(nn.Module):
+    """Adds to each token its position's vector, looked up by token index.
+
+    `kind` is "sinusoidal" (fixed) or "learned" (normal(0.02), Scenic's `learned_1d`);
+    `n` is the number of tokens of the whole grid.
+    """
+
+    kind: str
+    n: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b k d"], index: Int[Array, "b k"] | None = None
+    ) -> Float[Array, "b k d"]:
+        d = x.shape[-1]
+        if self.kind == "learned":
+            init = nn.initializers.normal(0.02)
+            table = self.param("embedding", init, (self.n, d), jnp.float32)
+        else:
+            table = jnp.asarray(sinusoid(self.n, d))
+        table = table.astype(x.dtype)
+        if index is None:
+            return x + table[None]
+        return x + jnp.take(table, index, axis=0)
+
+
+def patch_sides(tube: tuple[int, int], modality: str) -> tuple[int, ...]:
+    """Patch sides of a modality for a variant's (side, tubelet): (2,16,16) or (16,16)."""
+    side, tubelet = tube
+    return (tubelet, side, side) if modality == "rgb" else (side, side)

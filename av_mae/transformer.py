@@ -1,0 +1,204 @@
+"""The pre-norm transformer: MLP, attention, block, stack, and the table of sizes."""
+
+import dataclasses
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from av_mae import ConfigError
+
+# name: (width, depth, heads); the MLP is four times the width. Sizes of ViT (Dosovitskiy
+# et al. 2021, Table 1; Ti of DeiT), as Scenic and VideoMAE use them.
+VARIANTS = {
+    "Ti": (192, 12, 3),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "H": (1280, 32, 16),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A model's size: width d, depth, heads, MLP width, patch side and tubelet."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    side: int
+    tubelet: int
+
+
+def size_of(model) -> Size:
+    """Reads `model.variant` ("L/16x2") and the explicit sizes that override it (not 0).
+
+    Raises ConfigError when the variant is not one of the table.
+    """
+    match = re.fullmatch(r"(\w+)/(\d+)x(\d+)", model.variant)
+    if not match or match[1] not in VARIANTS:
+        raise ConfigError(
+            f"model.variant is {model.variant!r}: write a size of {', '.join(VARIANTS)}, "
+            "a slash, the patch side and the tubelet, as in 'L/16x2'."
+        )
+    width, depth, heads = VARIANTS[match[1]]
+    width = model.width or width
+    heads = model.heads or heads
+    if width % heads:
+        raise ConfigError(
+            f"model.heads is {heads}, which does not divide the width {width}: choose "
+            "a number of heads that does."
+        )
+    return Size(
+        width=width,
+        depth=model.depth or depth,
+        heads=heads,
+        mlp=model.mlp or 4 * width,
+        side=int(match[2]),
+        tubelet=int(match[3]),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockOptions:
+    """What all blocks of a stack share.
+
+    Defaults are Scenic's: LayerNorm epsilon 1e-6, GELU by tanh, biases everywhere, and
+    stochastic depth that does not rescale what survives (`drop_path_rescale=False`;
+    VideoMAE, as timm, divides by the probability of survival).
+    """
+
+    heads: int
+    mlp: int
+    drop_path_rescale: bool = False
+    eps: float = 1e-6
+    dtype: jnp.dtype = jnp.float32
+
+
+def _qkv_kernel(rng, shape, dtype=jnp.float32):
+    """Xavier-uniform for query, key and value apart (Scenic), side by side."""
+    d, columns = shape
+    init = nn.initializers.xavier_uniform()
+    keys = jax.random.split(rng, 3)
+    return jnp.concatenate([init(k, (d, columns // 3), dtype) for k in keys], axis=1)
+
+
+def block_options(model, heads: int, mlp: int, dtype) -> BlockOptions:
+    """The options of `config.model` for blocks of this many heads and MLP width."""
+    return BlockOptions(heads, mlp, model.drop_path_rescale, dtype=dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one QKV product; softmax statistics in float32."""
+
+    options: BlockOptions
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], present: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b n d"]:
+        heads, dtype = self.options.heads, self.options.dtype
+        d = x.shape[-1]
+        qkv = nn.DenseGeneral(
+            (3, heads, d // heads), kernel_init=_qkv_kernel, dtype=dtype, name="qkv"
+        )(x)  # b n 3 heads e
+        mask = None if present is None else present[:, None, None, :]  # b 1 1 n
+        x = jax.nn.dot_product_attention(
+            qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask=mask
+        )
+        return nn.DenseGeneral(
+            d,
+            axis=(-2, -1),
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=dtype,
+            name="out",
+        )(x)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between (Scenic's initial values)."""
+
+    options: BlockOptions
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        init = dict(
+            kernel_init=nn.initializers.xavier_uniform(),
+            bias_init=nn.initializers.normal(1e-6),
+            dtype=self.options.dtype,
+        )
+        hidden = nn.Dense(self.options.mlp, name="in", **init)(x)
+        return nn.Dense(x.shape[-1], name="out", **init)(nn.gelu(hidden))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops the whole branch of an example with probability `rate`."""
+
+    rate: float
+    rescale: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], train: bool) -> Float[Array, "b n d"]:
+        if not train or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        alive = jax.random.bernoulli(self.make_rng("drop_path"), keep, (len(x), 1, 1))
+        return x * alive.astype(x.dtype) / (keep if self.rescale else 1.0)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); each branch may be dropped."""
+
+    options: BlockOptions
+    drop_path: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        present: Bool[Array, "b n"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "b n d"]:
+        options = self.options
+        norm = dict(epsilon=options.eps, dtype=options.dtype)
+        drop = lambda y: DropPath(self.drop_path, options.drop_path_rescale)(y, train)
+        y = nn.LayerNorm(name="norm_1", **norm)(x)
+        x = x + drop(Attention(options, name="attention")(y, present))
+        y = nn.LayerNorm(name="norm_2", **norm)(x)
+        return x + drop(Mlp(options, name="mlp")(y))
+
+
+def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
+    """Rates rising linearly from 0 in the first layer to `rate` in the last."""
+    return tuple(rate * i / max(depth - 1, 1) for i in range(depth))
+
+
+class Stack(nn.Module):
+    """Blocks block_0 … and a final LayerNorm; one drop path rate for each block."""
+
+    options: BlockOptions
+    rates: tuple[float, ...]
+    final_norm: bool = True
+
+    def setup(self):
+        for i, rate in enumerate(self.rates):
+            setattr(self, f"block_{i}", Block(self.options, rate))
+        if self.final_norm:
+            self.norm = nn.LayerNorm(self.options.eps, dtype=self.options.dtype)
+
+    def layer(self, i: int, x: Array, present: Array | None, train: bool) -> Array:
+        """Block i alone (bottleneck fusion goes through two stacks in step)."""
+        return getattr(self, f"block_{i}")(x, present, train)
+
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        present: Bool[Array, "b n"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "b n d"]:
+        for i in range(len(self.rates)):
+            x = self.layer(i, x, present, train)
+        return self.norm(x) if self.final_norm else x

@@ -1,0 +1,388 @@
+"""What both trainers share around their step: timing, logs, pre-emption, randomness."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import platform
+import queue
+import signal
+import subprocess
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from av_mae import TrainingError
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+
+
+# How long, and with which randomness.
+
+
+def steps(config: Any, num_clips: int) -> tuple[int, int]:
+    """Updates per epoch and in total, from the data set's own number of clips.
+
+    An update takes `batch_size * compute.accumulate` clips; what does not fill one
+    is left out of the epoch. `config.steps`, if not 0, wins over `config.epochs`.
+    """
+    clips = config.batch_size * config.compute.accumulate
+    per_epoch = max(1, num_clips // clips)
+    return per_epoch, config.steps or max(1, round(config.epochs * per_epoch))
+
+
+def key(rng: Any, step: Any, purpose: str) -> jax.Array:
+    """The random key of one purpose at one step: what a resumed run draws again.
+
+    rng: a seed (int) or a key; step: int or traced int32 scalar; purpose: any name,
+    a different one for each use.
+    """
+    if isinstance(rng, int):
+        rng = jax.random.key(rng)
+    # crc32 and not hash(): the same in every process and every run.
+    return jax.random.fold_in(
+        jax.random.fold_in(rng, step), zlib.crc32(purpose.encode())
+    )
+
+
+# Batches on the device before they are needed, and the clock.
+
+
+class Clock:
+    """Measures clips/s, the share of time spent waiting for data, and the time left.
+
+    Evaluation, checkpoints and pictures happen inside `with clock.pause():` and do
+    not count. `report()` covers the time since the last report.
+    """
+
+    def __init__(
+        self,
+        clips_per_step: int,
+        step: int,
+        total_steps: int,
+        now: Callable[[], float] = time.perf_counter,
+    ):
+        self.clips_per_step, self.total_steps = clips_per_step, total_steps
+        self._now = now
+        self._running: Any = ()
+        self._restart(step)
+
+    def _restart(self, step: int):
+        self._step, self._start = step, self._now()
+        self._paused = self._waited = 0.0
+
+    def ran(self, outputs: Any):
+        """Remembers what the device is computing now (the outputs of the last step)."""
+        self._running = outputs
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time inside does not count. What runs before it is finished first."""
+        jax.block_until_ready(self._running)
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._paused += self._now() - start
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time inside is time in which the device had nothing to do."""
+        # While the device still works nothing is lost: waiting starts when it is idle.
+        jax.block_until_ready(self._running)
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._waited += self._now() - start
+
+    def report(self, step: int) -> dict[str, float]:
+        """clips_per_second, wait_share (0 to 1), seconds_per_step, seconds_left."""
+        jax.block_until_ready(self._running)
+        seconds = max(self._now() - self._start - self._paused, 1e-9)
+        done = step - self._step
+        per_step = seconds / max(done, 1)
+        numbers = {
+            "clips_per_second": done * self.clips_per_step / seconds,
+            "wait_share": min(self._waited / seconds, 1.0),
+            "seconds_per_step": per_step,
+            "seconds_left": per_step * max(self.total_steps - step, 0),
+        }
+        self._restart(step)
+        return numbers
+
+
+def prefetch(
+    batches: Iterable[Any],
+    put: Callable[[Any], Any],
+    depth: int = 2,
+    clock: Clock | None = None,
+) -> Iterator[Any]:
+    """Yields put(batch) for each batch, in order, prepared while the step runs.
+
+    A thread reads and transfers up to `depth` batches ahead. Time in which the device
+    has nothing to do because no batch is ready goes to `clock`. An error in reading is
+    raised here, after the batches before it. `close()` stops the thread.
+    """
+    ready: queue.Queue = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def offer(item: tuple[str, Any]) -> bool:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return True
+        return False
+
+    def read():
+        try:
+            for batch in batches:
+                if not offer(("batch", put(batch))):
+                    return
+            offer(("end", None))
+        except BaseException as error:  # raised again where the batch is wanted
+            offer(("error", error))
+
+    def take() -> tuple[str, Any]:
+        with contextlib.suppress(queue.Empty):
+            return ready.get_nowait()
+        with clock.waiting() if clock else contextlib.nullcontext():
+            return ready.get()
+
+    thread = threading.Thread(target=read, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = take()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stopped.set()
+        thread.join(timeout=5.0)
+
+
+# Logs.
+
+
+class MetricWriter:
+    """Writes numbers to `metrics.jsonl` and TensorBoard, pictures to TensorBoard.
+
+    Only process 0 writes. A line is `{"step": 100, "loss": 0.5, …}`, flushed at once;
+    write a step's numbers before its checkpoint is saved, so that a resumed run, which
+    cuts the file to the restored step, neither loses nor repeats a line. TensorBoard
+    goes through clu; where clu or TensorFlow is not installed, the log says so once.
+    """
+
+    def __init__(self, workdir: Path | str):
+        self._file = self._board = None
+        if jax.process_index() != 0:
+            return
+        workdir = Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._file = open(workdir / METRICS, "a", encoding="utf-8")
+        self._board = _tensorboard(workdir)
+
+    def write(self, step: int, numbers: Mapping[str, Any]):
+        """Numbers by name (anything that float() takes) of one step."""
+        if self._file is None:
+            return
+        line = {name: float(value) for name, value in numbers.items()}
+        self._file.write(json.dumps({"step": int(step)} | line) + "\n")
+        self._file.flush()
+        if self._board:
+            self._board.write_scalars(int(step), line)
+            self._board.flush()
+
+    def images(self, step: int, pictures: Mapping[str, np.ndarray]):
+        """Pictures by name: uint8 [n h w 3] or [h w 3], or float in [0, 1]."""
+        if not self._board:
+            return
+        stacks = {
+            name: picture[None] if np.ndim(picture) == 3 else picture
+            for name, picture in pictures.items()
+        }
+        self._board.write_images(int(step), stacks)
+        self._board.flush()
+
+    def close(self):
+        if self._file:
+            self._file.close()
+        if self._board:
+            self._board.close()
+        self._file = self._board = None
+
+
+def _tensorboard(workdir: Path) -> Any:
+    """clu's TensorBoard writer, or None where it is not installed."""
+    try:
+        import tensorflow as tf
+        from clu import metric_writers
+    except ImportError as error:
+        log.warning(
+            "No TensorBoard files, only %s: %s (pip install clu tensorflow-cpu).",
+            METRICS,
+            error,
+        )
+        return None
+    # TensorFlow only writes files here; without this it would take a GPU's memory.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
+    return metric_writers.SummaryWriter(str(workdir))
+
+
+def cut_metrics(workdir: Path | str, step: int):
+    """Cuts `metrics.jsonl` to the lines at or before `step`; -1 empties it.
+
+    A line that was only half written when the run was killed goes too. The new file
+    replaces the old at once, so that a kill leaves one or the other.
+    """
+    path = Path(workdir) / METRICS
+    if jax.process_index() != 0 or not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    temporary = path.with_name(METRICS + ".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def parameter_table(params: Any) -> str:
+    """Name, shape and number of elements of each parameter, and the total, as text."""
+    rows = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        shape = np.shape(leaf)
+        rows.append((name, str(tuple(shape)), math.prod(shape)))
+    total = sum(row[2] for row in rows)
+    texts = [(name, shape, f"{count:,}") for name, shape, count in rows]
+    texts = [("parameter", "shape", "elements"), *texts, ("total", "", f"{total:,}")]
+    names, shapes, counts = (max(len(row[i]) for row in texts) for i in range(3))
+    return "\n".join(f"{a:<{names}}  {b:<{shapes}}  {c:>{counts}}" for a, b, c in texts)
+
+
+def progress(
+    step: int,
+    total_steps: int,
+    losses: Mapping[str, float],
+    learning_rate: float,
+    timing: Mapping[str, float],
+) -> str:
+    """The line of one log step; losses by modality, timing from `Clock.report`.
+
+    `step 1200/48000  loss rgb 0.41 spectrogram 0.73  lr 3.0e-04  812 clips/s  wait 2%
+    left 3 h 12 m` (in one line).
+    """
+    loss = " ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    return "  ".join(
+        (
+            f"step {step}/{total_steps}",
+            f"loss {loss}",
+            f"lr {learning_rate:.1e}",
+            f"{timing['clips_per_second']:.3g} clips/s"
+            if timing["clips_per_second"] < 100
+            else f"{timing['clips_per_second']:.0f} clips/s",
+            f"wait {timing['wait_share']:.0%}",
+            f"left {duration(timing['seconds_left'])}",
+        )
+    )
+
+
+def duration(seconds: float) -> str:
+    """45 s, 12 m 5 s, 3 h 12 m or 2 d 4 h."""
+    whole = round(seconds)
+    for big, small, size in (("d", "h", 86400), ("h", "m", 3600), ("m", "s", 60)):
+        if whole >= size:
+            rest = {"d": 3600, "h": 60, "m": 1}[big]
+            return f"{whole // size} {big} {whole % size // rest} {small}"
+    return f"{whole} s"
+
+
+def provenance() -> dict[str, str]:
+    """What made this run: versions, and the git commit ('' outside of a clone)."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {name: metadata.version(name) for name in names}
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        ).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    return {"python": platform.python_version(), **versions, "git_commit": commit}
+
+
+# Stopping.
+
+
+class Preemption:
+    """Turns SIGTERM into a question that every process answers alike.
+
+    `reached(step)` is asked once a step, by all processes. One process answers at
+    once; several agree every `every` steps, so that all save at the same step.
+    """
+
+    def __init__(self, every: int = 10):
+        self._every, self._signalled = every, False
+        self._old = signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, number: int, frame: Any):
+        self._signalled = True
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and stop at this step."""
+        if jax.process_count() == 1:
+            return self._signalled
+        if step % self._every:
+            return False
+        flags = multihost_utils.process_allgather(np.asarray(self._signalled))
+        return bool(np.any(flags))
+
+    def close(self):
+        """Gives SIGTERM back to whoever had it."""
+        signal.signal(signal.SIGTERM, self._old or signal.SIG_DFL)
+
+
+def check_finite(
+    metrics: Mapping[str, Any],
+    step: int,
+    last_checkpoint: int | None,
+    workdir: Any = "",
+):
+    """Raises TrainingError if a number is infinite or not a number.
+
+    The sentence says at which step, what the last checkpoint is and what to try.
+    """
+    bad = [name for name, value in metrics.items() if not math.isfinite(float(value))]
+    if not bad:
+        return
+    kept = (
+        "there is no checkpoint yet"
+        if last_checkpoint is None
+        else f"the last good checkpoint is step {last_checkpoint}"
+        + (f" in {workdir}" if workdir else "")
+    )
+    raise TrainingError(
+        f"{bad[0]} is {float(metrics[bad[0]])} at step {step}; {kept}: try a lower "
+        "schedule.learning_rate_per_256, compute.dtype=float32 or "
+        "optimizer.clip_norm=1.0."
+    )

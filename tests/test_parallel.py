@@ -1,0 +1,148 @@
+"""Devices: the mesh, what is split over it, and several processes."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from av_mae import ConfigError, parallel
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def simulated(code: str, devices: int = 8) -> str:
+    """Standard output of Python code run with simulated CPU devices."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_mesh_of_one_device():
+    mesh = parallel.mesh()
+    assert mesh.axis_names == ("data", "fsdp")
+    assert dict(mesh.shape) == {"data": len(jax.devices()), "fsdp": 1}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "field"),
+    [
+        ((64, 1), "parallel.data=64"),
+        ((-1, 7), "parallel.fsdp=7"),
+        ((-1, 0), "parallel.fsdp=0"),
+        ((0, 1), "parallel.data=0"),
+    ],
+)
+def test_mesh_that_does_not_fit_is_refused_by_field(sizes, field):
+    with pytest.raises(ConfigError, match=field):
+        parallel.mesh(*sizes)
+
+
+def test_batch_must_divide():
+    code = """
+    from av_mae import ConfigError, parallel
+    mesh = parallel.mesh(-1, 4)
+    parallel.check_batch(16, mesh)
+    try:
+        parallel.check_batch(12, mesh, "eval.batch_size")
+    except ConfigError as error:
+        print(error)
+    """
+    assert "eval.batch_size=12 is not divisible by the 8 devices" in simulated(code)
+
+
+def test_fsdp_splits_bytes_and_data_parallel_copies():
+    code = """
+    import jax, jax.numpy as jnp, numpy as np
+    from av_mae import parallel
+    state = {"kernel": jnp.zeros((128, 512)), "bias": jnp.zeros(512),
+             "odd": jnp.zeros((129, 257)), "step": jnp.zeros((), jnp.int32)}
+    for fsdp in (1, 4):
+        mesh = parallel.mesh(-1, fsdp)
+        shardings = parallel.state_shardings(jax.eval_shape(lambda: state), mesh)
+        placed = jax.device_put(state, shardings)
+        size = {k: v.addressable_shards[0].data.size for k, v in placed.items()}
+        print(fsdp, tuple(shardings["kernel"].spec), size)
+    batch = parallel.put_batch({"x": np.arange(16).reshape(8, 2)}, mesh)["x"]
+    print(tuple(batch.sharding.spec), [s.data.shape for s in batch.addressable_shards][:2],
+          np.array_equal(batch, np.arange(16).reshape(8, 2)))
+    print(parallel.mesh(1, 1).size, parallel.describe_devices())
+    """
+    lines = simulated(code).splitlines()
+    whole = {"bias": 512, "kernel": 128 * 512, "odd": 129 * 257, "step": 1}
+    assert lines[0] == f"1 () {whole}"
+    assert lines[1] == f"4 (None, 'fsdp') {whole | {'kernel': 128 * 512 // 4}}"
+    assert lines[2] == "(('data', 'fsdp'),) [(1, 2), (1, 2)] True"
+    assert lines[3].startswith("1 8 CPU devices (cpu), 1 process, jax ")
+
+
+def test_one_process_initialises_nothing(monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    parallel.initialize()
+    parallel.initialize()
+    parallel.initialize("localhost:1", 1, 0)
+    assert not jax.distributed.is_initialized()
+
+
+def test_half_an_address_is_refused():
+    with pytest.raises(ConfigError, match="process_id"):
+        parallel.initialize("localhost:1234", 2)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_JOB_ID": "1"}, False),
+        (
+            {"SLURM_STEP_NODELIST": "a", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"},
+            False,
+        ),
+        (
+            {"SLURM_STEP_NODELIST": "a", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"},
+            True,
+        ),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, True),
+    ],
+)
+def test_clusters_are_joined_only_when_there_is_more_than_one_process(
+    environment, expected
+):
+    assert parallel.in_cluster(environment) is expected
+
+
+def test_idle_nvidia_device_is_told(tmp_path, monkeypatch):
+    empty = str(tmp_path / "bin")
+    assert not parallel.nvidia_present(str(tmp_path), path=empty)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidia0").touch()
+    assert parallel.nvidia_present(str(tmp_path), path=empty)
+    monkeypatch.setattr(parallel, "nvidia_present", lambda: True)
+    assert "WARNING" in parallel.describe_devices()
+    assert "jax[cuda12]" in parallel.describe_devices()
+    monkeypatch.setattr(parallel, "nvidia_present", lambda: False)
+    assert "WARNING" not in parallel.describe_devices()
+
+
+def test_put_batch_keeps_values_and_types():
+    batch = {"rgb": np.arange(6, dtype=np.uint8).reshape(2, 3)}
+    placed = parallel.put_batch(batch, parallel.mesh(1, 1))
+    assert placed["rgb"].dtype == np.uint8
+    np.testing.assert_array_equal(placed["rgb"], batch["rgb"])

@@ -1,4 +1,13 @@
-"""From files to batches: code, not clips (data sets live outside the repository)."""
+"""From files to batches: code, not clips (data sets live outside the repository).
+
+The schema of a clip is the table `Clip`: media.py and digits.py fill it, records.py
+writes it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
 
 
 class DataError(Exception):
@@ -19,3 +28,27 @@ class RecordError(DataError):
 
 class ConfigError(DataError):
     """A field of `config.data` does not fit the data set."""
+
+
+@dataclass
+class Clip:
+    """One clip: the schema, as a table. Time 0 is the first wanted moment of picture.
+
+    | field       | type                   | meaning                                    |
+    |-------------|------------------------|--------------------------------------------|
+    | frames      | uint8 [t h w 3] / None | RGB at the constant rate `fps`, even h, w; |
+    |             |                        | or a one-pass iterator of uint8 [h w 3]    |
+    | fps         | float                  | frames a second (0.0 without picture)      |
+    | waveform    | int16 [s] / None       | mono; sample i belongs to i / sample_rate  |
+    | sample_rate | int                    | Hz                                         |
+    | problems    | tuple or list of str   | what was lost in reading; a list while the |
+    |             |                        | frames are an iterator, whole at its end   |
+    | source      | dict                   | facts of the file (media.MediaInfo)        |
+    """
+
+    frames: np.ndarray | Iterable[np.ndarray] | None
+    fps: float
+    waveform: np.ndarray | None
+    sample_rate: int = 16000
+    problems: tuple[str, ...] | list[str] = ()
+    source: dict = field(default_factory=dict)

@@ -1,0 +1,60 @@
+"""On the device, inside the step: bytes to normalised values, and augmentation.
+
+Views are flattened into the batch before. Every random choice is made once per row, the
+same for all its frames, from the key that the caller gives.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Key, UInt8
+
+from av_mae import ConfigError
+
+NORMALISATIONS = ("none", "fixed", "dataset")
+
+
+def prepare_rgb(
+    frames: UInt8[Array, "b t h w c"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    flip: float = 0.0,
+    rng: Key[Array, ""] | None = None,
+    train: bool = False,
+) -> Float32[Array, "b t h w c"]:
+    """Frames on [0, 1], less the mean, by the deviation; in training perhaps flipped.
+
+    mean and std have a number for each channel. mean .5, std .5 give [−1, 1].
+    """
+    x = frames.astype(jnp.float32) / 255
+    x = (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    if train and flip:
+        return mirror(x, jax.random.bernoulli(rng, flip, x.shape[:1]))
+    return x
+
+
+def mirror(
+    frames: Float[Array, "b t h w c"], chosen: Bool[Array, " b"]
+) -> Float[Array, "b t h w c"]:
+    """The chosen clips with left and right exchanged, in all their frames."""
+    return jnp.where(chosen[:, None, None, None, None], frames[:, :, :, ::-1], frames)
+
+
+def prepare_spectrogram(
+    log_mel: Float32[Array, "b t f 1"],
+    normalise: str,
+    mean: float | Float[Array, ""] = 0.0,
+    std: float | Float[Array, ""] = 1.0,
+) -> Float32[Array, "b t f 1"]:
+    """The log-mel as it is ("none"), or less mean and by std ("fixed", "dataset").
+
+    For "dataset" the caller has looked mean and std up in the prepared data set.
+    """
+    if normalise not in NORMALISATIONS:
+        raise ConfigError(
+            f"spectrogram.normalise is {normalise!r}: "
+            f"choose one of {', '.join(NORMALISATIONS)}."
+        )
+    return log_mel if normalise == "none" else (log_mel - mean) / std

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Key, UInt8
+from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray, UInt8
 
 from av_mae import ConfigError
 
@@ -21,7 +21,7 @@ def prepare_rgb(
     std: Sequence[float],
     *,
     flip: float = 0.0,
-    rng: Key[Array, ""] | None = None,
+    rng: PRNGKeyArray | None = None,
     train: bool = False,
 ) -> Float32[Array, "b t h w c"]:
     """Frames on [0, 1], less the mean, by the deviation; in training perhaps flipped.

@@ -113,3 +113,19 @@ def test_no_filter_is_empty():
     assert matrix.shape == (513, 128)
     assert (matrix > 0).any(axis=0).all()
     assert (matrix[0] == 0).all()  # 0 Hz belongs to none
+
+
+def test_every_product_asks_for_the_highest_precision():
+    """A CPU always multiplies in float32; this is what an accelerator obeys."""
+    program = jax.make_jaxpr(spectrogram.log_mel)(np.zeros((1, 1600), np.float32))
+    products = [e for e in program.jaxpr.eqns if "precision" in e.params]
+    products += [
+        inner
+        for e in program.jaxpr.eqns
+        if "jaxpr" in e.params
+        for inner in e.params["jaxpr"].jaxpr.eqns
+        if "precision" in inner.params
+    ]
+    assert len(products) == 3
+    for equation in products:
+        assert set(equation.params["precision"]) == {jax.lax.Precision.HIGHEST}

@@ -1,0 +1,394 @@
+"""Batches: shapes, order, processes, views, missing modalities, words of errors."""
+
+import ast
+import hashlib
+import logging
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from data import ConfigError, RecordError, pipeline, sampling
+
+RATE = 1600
+CONFIG = dict(
+    dir="toys",
+    split="train",
+    fps=25.0,
+    num_frames=4,
+    stride=2,
+    size=8,
+    short_side=8,
+    crop="random",
+    audio_seconds=0.5,
+    audio_align="proportional",
+    samples_per_clip=1,
+    views=1,
+    crops=1,
+    threads=2,
+    workers=0,
+    cache=False,
+    resize="antialias",
+    missing_modalities=True,
+    limit=0,
+)
+
+
+class FakeRecord:
+    """50 frames of 8 × 12; each pixel says (record, frame, column); sound counts up."""
+
+    def __init__(self, number, entry):
+        self.number, self.labels = number, entry["labels"]
+        self.has_rgb, self.has_audio = entry["has_rgb"], entry["has_audio"]
+        self.num_frames, self.fps = entry["num_frames"], 25.0
+        self.height, self.width, self.sample_rate = 8, 12, RATE
+        self.num_samples = 3200 if self.has_audio else 0
+        self.decoded = []
+
+    def frames(self, indices):
+        self.decoded.append(list(indices))
+        frames = np.empty((len(indices), 8, 12, 3), np.uint8)
+        frames[..., 0] = self.number
+        frames[..., 1] = np.asarray(indices)[:, None, None]
+        frames[..., 2] = np.arange(12)
+        return frames
+
+    def waveform(self):
+        return np.arange(3200, dtype=np.int16)
+
+
+class FakeRecords:
+    """Record i belongs to class i % 3; those named lack their picture or sound."""
+
+    def __init__(self, size=10, silent=(), blind=()):
+        self.index = [
+            dict(
+                id=f"clip{i}",
+                labels=(i % 3,),
+                has_rgb=i not in blind,
+                has_audio=i not in silent,
+                num_frames=0 if i in blind else 50,
+            )
+            for i in range(size)
+        ]
+        self.info = dict(
+            labels=["a", "b", "c"],
+            settings=dict(fps=25, sample_rate=RATE),
+            checksums={
+                "x-train.array_record-00001-of-00002": dict(sha256="bb", size=1),
+                "x-train.array_record-00000-of-00002": dict(sha256="aa", size=1),
+                "features.json": dict(sha256="00", size=1),
+            },
+        )
+        self.records = [FakeRecord(*pair) for pair in enumerate(self.index)]
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, number):
+        return self.records[number]
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """`pipeline.load` on fake records; `config` fields by keyword."""
+    monkeypatch.setattr(pipeline, "Record", lambda payload: payload)
+
+    def load(records=None, split="train", config=(), **kwargs):
+        records = records or FakeRecords()
+        monkeypatch.setattr(pipeline, "Records", lambda *where: records)
+        config = SimpleNamespace(**(CONFIG | dict(config)))
+        return pipeline.load(config, split, sample_rate=RATE, **kwargs)
+
+    return load
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def equal(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], other[key])
+
+
+def test_training_batch_is_the_table_of_the_design(load):
+    dataset = load(label="class", config=dict(samples_per_clip=3))
+    (batch,) = take(dataset.train(5), 1)
+    assert {key: (value.shape, str(value.dtype)) for key, value in batch.items()} == {
+        "rgb": ((5, 3, 4, 8, 8, 3), "uint8"),
+        "waveform": ((5, 3, 800), "int16"),
+        "has_rgb": ((5,), "bool"),
+        "has_audio": ((5,), "bool"),
+        "label": ((5,), "int32"),
+        "index": ((5,), "int64"),
+        "valid": ((5,), "bool"),
+    }
+    assert batch["valid"].all() and batch["has_rgb"].all() and batch["has_audio"].all()
+    np.testing.assert_array_equal(batch["label"], batch["index"] % 3)
+    np.testing.assert_array_equal(
+        batch["rgb"][..., 0] - batch["index"][:, None, None, None, None], 0
+    )
+
+
+def test_a_window_is_one_crop_and_its_sound_the_same_share_of_the_clip(load):
+    (batch,) = take(load(config=dict(samples_per_clip=2)).train(10), 1)
+    frames, columns = batch["rgb"][..., 0, 0, 1], batch["rgb"][..., 0, :, 2]
+    starts = frames[..., 0].astype(int)
+    np.testing.assert_array_equal(np.diff(frames.astype(int)), 2)
+    np.testing.assert_array_equal(batch["waveform"][..., 0], starts * 64)  # 3200 / 50
+    np.testing.assert_array_equal(np.diff(batch["waveform"].astype(int)) % 3200, 1)
+    assert (columns == columns[:, :, :1]).all()  # all frames of a window alike
+    assert len(set(columns[..., 0, 0].ravel())) > 1  # windows differ
+    assert (starts[:, 0] != starts[:, 1]).any()
+
+
+def test_samples_of_a_clip_come_from_one_decode(load):
+    records = FakeRecords(1)
+    take(load(records, config=dict(samples_per_clip=3, threads=0)).train(1), 1)
+    ((indices,),) = [record.decoded for record in records.records]
+    assert indices == sorted(set(indices)) and len(indices) > 4
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_start_at_a_step_is_what_an_uninterrupted_run_gets(load, threads):
+    whole = take(load().train(4), 9)
+    later = load(config=dict(threads=threads)).train(4, step=5)
+    equal(take(later, 4), whole[5:])
+
+
+def test_epochs_hold_every_clip_once_in_another_order(load):
+    batches = take(load().train(5), 4)
+    epochs = np.concatenate([batch["index"] for batch in batches]).reshape(2, 10)
+    np.testing.assert_array_equal(np.sort(epochs), [np.arange(10)] * 2)
+    assert (epochs[0] != epochs[1]).any()
+    other = take(load(seed=1).train(5), 2)
+    assert (np.concatenate([batch["index"] for batch in other]) != epochs[0]).any()
+
+
+def test_processes_share_the_global_batch(load):
+    """Together they are the batches of one process: clips and random numbers."""
+    whole = take(load().train(4), 5)
+    halves = [take(load(process=(p, 2)).train(4), 5) for p in range(2)]
+    for k in range(2):
+        equal([{key: b[key][k::2] for key in b} for b in whole], halves[k])
+    clips = [np.concatenate([batch["index"] for batch in half]) for half in halves]
+    assert sorted(np.concatenate(clips)[:]) == sorted(list(range(10)) * 2)
+    windows = [np.stack([b["waveform"][:, 0, 0] for b in half]) for half in halves]
+    assert (windows[0] != windows[1]).any()
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_evaluation_is_each_clip_once_in_order(load, processes):
+    config = dict(views=2, crops=3)
+    parts = [
+        list(load(config=config, process=(p, processes)).evaluate(8))
+        for p in range(processes)
+    ]
+    assert [len(part) for part in parts] == [2] * processes
+    index = [np.concatenate([b["index"] for b in part]) for part in parts]
+    valid = [np.concatenate([b["valid"] for b in part]) for part in parts]
+    assert np.stack(index, 1).ravel().tolist() == [*range(10)] + [-1] * 6
+    assert np.stack(valid, 1).ravel().tolist() == [True] * 10 + [False] * 6
+    last = parts[-1][-1]
+    assert last["rgb"].shape == (8 // processes, 6, 4, 8, 8, 3)
+    assert not last["rgb"][~last["valid"]].any()
+    assert not last["has_audio"][~last["valid"]].any()
+
+
+def test_views_are_spread_and_crops_are_fastest(load):
+    dataset = load(config=dict(views=3, crops=3))
+    batch = next(dataset.evaluate(2))
+    starts, left = batch["rgb"][1, :, 0, 0, 0, 1], batch["rgb"][1, :, 0, 0, 0, 2]
+    assert starts.tolist() == [0] * 3 + [21] * 3 + [42] * 3
+    assert left.tolist() == [0, 2, 4] * 3
+    assert batch["waveform"][1, :, 0].tolist() == [0] * 3 + [1200] * 3 + [2400] * 3
+
+
+def test_window_alignment_reaches_the_batch(load):
+    (batch,) = take(load(config=dict(audio_align="window")).train(4), 1)
+    starts = batch["rgb"][:, 0, 0, 0, 0, 1].astype(int)
+    expected = np.round((starts + 3.5) * 64 - 400) % 3200
+    np.testing.assert_array_equal(batch["waveform"][:, 0, 0], expected)
+
+
+def test_center_crop_and_enlargement_to_the_crop(load):
+    (batch,) = take(load(config=dict(crop="center")).train(10), 1)
+    assert (batch["rgb"][..., 0, :, 2] == np.arange(2, 10)).all()
+    (batch,) = take(load(config=dict(size=16)).train(2), 1)
+    assert batch["rgb"].shape == (2, 1, 4, 16, 16, 3)
+    np.testing.assert_array_equal(batch["rgb"][:, 0, 0, 0, 0, 0], batch["index"])
+
+
+def test_missing_modalities_are_zeros_and_marked(load, caplog):
+    records = FakeRecords(silent=(1, 2), blind=(2, 3))
+    with caplog.at_level(logging.WARNING):
+        dataset = load(records)
+    assert "1 of 10 clips in train of toys have no picture or sound" in caplog.text
+    assert dataset.num_clips == 9 and dataset.missing
+    batch = next(dataset.evaluate(9))
+    assert batch["index"].tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+    assert batch["has_audio"].tolist() == [i != 1 for i in batch["index"]]
+    assert batch["has_rgb"].tolist() == [i != 3 for i in batch["index"]]
+    assert not batch["waveform"][1].any() and not batch["rgb"][2].any()
+    assert batch["waveform"][2].any() and batch["rgb"][1].any()
+    assert dataset.ids[batch["index"][2]] == "clip3"
+
+
+def test_one_modality_has_only_its_keys_and_its_clips(load):
+    records = FakeRecords(silent=(1, 2), blind=(2, 3))
+    sound = load(records, modalities=("spectrogram",))
+    picture = load(records, modalities=("rgb",), config=dict(missing_modalities=False))
+    assert (sound.num_clips, picture.num_clips) == (8, 8)
+    assert not sound.missing and not picture.missing
+    assert next(sound.train(2)).keys() == {"waveform", "has_audio", "index", "valid"}
+    assert next(picture.train(2)).keys() == {"rgb", "has_rgb", "index", "valid"}
+
+
+def test_missing_modalities_must_be_allowed(load):
+    with pytest.raises(ConfigError, match="2 have no sound.*missing_modalities=True"):
+        load(FakeRecords(silent=(1, 2)), config=dict(missing_modalities=False))
+    with pytest.raises(ConfigError, match="No clip .* has sound"):
+        load(FakeRecords(2, silent=(0, 1)), modalities=("spectrogram",))
+
+
+def test_limit_draws_a_balanced_subset_of_the_training_split(load):
+    small, large = (load(FakeRecords(30), config=dict(limit=n)) for n in (6, 12))
+    clips = [
+        {*np.concatenate([b["index"] for b in take(d.train(1), d.num_clips)])}
+        for d in (small, large)
+    ]
+    assert [len(subset) for subset in clips] == [6, 12] and clips[0] < clips[1]
+    assert Counter(i % 3 for i in clips[1]) == {0: 4, 1: 4, 2: 4}
+    assert load(FakeRecords(30), "test", dict(limit=6)).num_clips == 30
+    other = load(FakeRecords(30), config=dict(limit=6), seed=5)
+    assert {*next(other.train(6))["index"]} != clips[0]
+    with pytest.raises(ConfigError, match="limit=31 is more than the 30"):
+        load(FakeRecords(30), config=dict(limit=31))
+
+
+def test_limit_fills_up_where_a_class_is_short():
+    index = [dict(labels=(int(i < 2),)) for i in range(12)]
+    clips = pipeline._balanced(index, np.arange(12), 8, seed=0)
+    assert {0, 1} < set(clips.tolist()) and len(set(clips.tolist())) == 8
+
+
+def test_labels(load):
+    records = FakeRecords()
+    records.records[4].labels = records.index[4]["labels"] = (0, 2)
+    batch = next(load(records, label="multilabel").evaluate(16))
+    assert batch["label"].dtype == np.float32
+    assert batch["label"][3:6].tolist() == [[1, 0, 0], [1, 0, 1], [0, 0, 1]]
+    assert not batch["label"][10:].any()
+    with pytest.raises(ConfigError, match="1 of 10 clips .* 'clip4'"):
+        load(records, label="class")
+    assert "label" not in next(load(records).train(2))
+
+
+def test_cache_decodes_each_clip_once_and_changes_nothing(load):
+    records, config = FakeRecords(), dict(cache=True, threads=0, short_side=16, size=16)
+    cached = take(load(records, config=config).train(4), 6)
+    assert [len(record.decoded) for record in records.records] == [1] * 10
+    equal(cached, take(load(config=config | dict(cache=False)).train(4), 6))
+
+
+def test_cache_is_bounded(load, monkeypatch, caplog):
+    records, config = FakeRecords(), dict(cache=True, threads=0)
+    clip = 50 * 8 * 12 * 3 + 2 * 3200
+    memory = {"SC_PHYS_PAGES": 4 * (3 * clip + 1), "SC_PAGE_SIZE": 1}
+    monkeypatch.setattr(pipeline.os, "sysconf", memory.get)
+    with caplog.at_level(logging.INFO):
+        dataset = load(records, config=config)
+    take(dataset.train(10), 4)
+    counts = Counter(len(record.decoded) for record in records.records)
+    assert counts == {1: 3, 4: 7}
+    assert "data.cache: the pictures of train of toys take about" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (dict(crop="middle"), "crop='middle' is none of"),
+        (dict(resize="cubic"), "resize='cubic' is none of"),
+        (dict(audio_align="left"), "audio_align='left' is none of"),
+        (dict(crops=2), "crops=2 is none of"),
+        (dict(cache=True, workers=1), "workers=0"),
+    ],
+)
+def test_wrong_fields_are_named(load, config, words):
+    with pytest.raises(ConfigError, match=words):
+        load(config=config)
+
+
+def test_wrong_arguments_are_named(load):
+    with pytest.raises(ConfigError, match="batch_size=5 .* 2 processes"):
+        load(process=(0, 2)).train(5)
+    with pytest.raises(ConfigError, match="modalities=.'audio',. must be"):
+        load(modalities=("audio",))
+    with pytest.raises(ConfigError, match="label='verb' is none of"):
+        load(label="verb")
+
+
+def test_rates_of_the_records(load, caplog):
+    records = FakeRecords()
+    records.info["settings"]["sample_rate"] = 44_100
+    with pytest.raises(ConfigError, match="44100 Hz.*1600;.*--sample-rate 1600"):
+        load(records)
+    load(records, modalities=("rgb",))
+    for fps in (25, "source"):
+        records.info["settings"] = dict(fps=fps, sample_rate=RATE)
+        caplog.clear()
+        load(records)
+        assert not caplog.records
+        load(records, config=dict(fps=12.5))
+        assert "25 frames a second, but config.data.fps expects 12.5" in caplog.text
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_damaged_record_is_named(load, threads):
+    def broken():
+        raise OSError("bad FLAC")
+
+    records = FakeRecords()
+    records.records[7].waveform = broken
+    batches = load(records, config=dict(threads=threads)).evaluate(4)
+    assert next(batches)["index"].tolist() == [0, 1, 2, 3]
+    with pytest.raises(RecordError, match=r"Record 7 \('clip7'\) of toys.*bad FLAC"):
+        next(batches)
+
+
+def test_what_is_known_about_the_data_set(load):
+    dataset = load()
+    assert dataset.ids == [f"clip{i}" for i in range(10)]
+    assert dataset.label_names == ["a", "b", "c"]
+    assert dataset.checksum == hashlib.sha256(b"aabb").hexdigest()
+    assert not dataset.missing and dataset.num_clips == 10
+
+
+def test_waveform_length_is_rounded(load):
+    batch = next(load(config=dict(audio_seconds=0.3331)).train(1))
+    assert batch["waveform"].shape == (1, 1, 533)  # 532.96
+
+
+def test_data_imports_neither_jax_nor_tensorflow():
+    """Grain imports jax for itself where it is installed; ours must not need it."""
+    for module in (pipeline, sampling, pipeline.transforms):
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+            names = [alias.name for alias in getattr(node, "names", [])]
+            names.append(getattr(node, "module", None) or "")
+            assert not {"jax", "av_mae", "tensorflow"} & {
+                n.split(".")[0] for n in names
+            }
+    code = "import sys, data.pipeline; print('tensorflow' in sys.modules)"
+    root = Path(__file__).resolve().parents[1]
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True
+    )
+    assert result.stdout.strip() == "False", result.stderr

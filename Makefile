@@ -1,0 +1,61 @@
+# make demo    the whole path on a built-in data set: data, pretraining, finetuning
+# make test    linter and tests; make test-slow: the tests that take minutes
+#
+# PYTHON=python3.12 chooses the interpreter, VENV=dir the virtual environment.
+PYTHON ?= python3
+VENV ?= .venv
+# How often stress tests repeat what they repeat: small (as in CI) or full.
+STRESS ?= full
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+NEWEST = import sys; sys.exit(sys.version_info < (3, 11))
+
+.PHONY: help install demo test test-slow stress format
+help:
+	@sed -n 's/^# \(make\)/\1/p' Makefile
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@python="$(PYTHON)"; test ! -x $(BIN)/python || python=$(BIN)/python; \
+	command -v "$$python" >/dev/null || { \
+	  echo "$$python was not found: install Python 3.11 or newer, or name it with make PYTHON=..."; \
+	  exit 1; }; \
+	"$$python" -c "$(NEWEST)" || { \
+	  echo "Python 3.11 or newer is needed, $$python is $$("$$python" --version 2>&1): name another with make PYTHON=python3.11 (and remove $(VENV) if it is there)."; \
+	  exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { \
+	  rm -rf $(VENV); \
+	  echo "$(PYTHON) could not make a virtual environment in $(VENV); on Debian and Ubuntu install the package python3-venv."; \
+	  exit 1; }
+	@echo "Installing into $(VENV): a minute or more ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 2 \
+	  -e ".[demo,dev]" >$(VENV)/install.log 2>&1 || { \
+	  if grep -qE "connection broken|Max retries|Failed to establish|name resolution|ProxyError|timed out" $(VENV)/install.log; \
+	  then echo "No network: pip could not reach the package registry; its messages are in $(VENV)/install.log."; \
+	  else grep ERROR $(VENV)/install.log; \
+	    echo "pip could not install the requirements; its messages are in $(VENV)/install.log."; fi; \
+	  exit 1; }
+	@touch $(INSTALLED)
+
+demo: $(INSTALLED)
+	@$(BIN)/python -m av_mae.demo --workdir runs/demo || { \
+	  echo "make demo stopped at the fault above; run it again to go on."; exit 1; }
+
+test test-slow stress: export JAX_PLATFORMS = cpu
+
+test: $(INSTALLED)
+	@$(BIN)/ruff check . || { echo "make test: the linter found the faults above; make format mends most."; exit 1; }
+	@$(BIN)/ruff format --check . || { echo "make test: the files above are not formatted; make format does it."; exit 1; }
+	@$(BIN)/python -m pytest || { echo "make test: the tests named above failed."; exit 1; }
+
+test-slow: $(INSTALLED)
+	@$(BIN)/python -m pytest -m slow || { echo "make test-slow: the tests named above failed."; exit 1; }
+
+stress: export AV_MAE_STRESS = $(STRESS)
+stress: $(INSTALLED)
+	@$(BIN)/python -m pytest -m stress || { echo "make stress: the tests named above failed."; exit 1; }
+
+format: $(INSTALLED)
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

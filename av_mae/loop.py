@@ -207,7 +207,7 @@ class MetricWriter:
             self._board.write_scalars(int(step), line)
             self._board.flush()
 
-    def images(self, step: int, pictures: Mapping[str, np.ndarray]):
+    def images(self, step: int, pictures: Mapping[str, Any]):
         """Pictures by name: uint8 [n h w 3] or [h w 3], or float in [0, 1]."""
         if not self._board:
             return
@@ -280,21 +280,21 @@ def parameter_table(params: Any) -> str:
 def progress(
     step: int,
     total_steps: int,
-    losses: Mapping[str, float],
-    learning_rate: float,
-    timing: Mapping[str, float],
+    losses: Mapping[str, Any],
+    learning_rate: Any,
+    timing: Mapping[str, Any],
 ) -> str:
     """The line of one log step; losses by modality, timing from `Clock.report`.
 
     `step 1200/48000  loss rgb 0.41 spectrogram 0.73  lr 3.0e-04  812 clips/s  wait 2%
     left 3 h 12 m` (in one line).
     """
-    loss = " ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    loss = " ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
     return "  ".join(
         (
             f"step {step}/{total_steps}",
             f"loss {loss}",
-            f"lr {learning_rate:.1e}",
+            f"lr {float(learning_rate):.1e}",
             f"{timing['clips_per_second']:.3g} clips/s"
             if timing["clips_per_second"] < 100
             else f"{timing['clips_per_second']:.0f} clips/s",
@@ -304,7 +304,7 @@ def progress(
     )
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """45 s, 12 m 5 s, 3 h 12 m or 2 d 4 h."""
     whole = round(seconds)
     for big, small, size in (("d", "h", 86400), ("h", "m", 3600), ("m", "s", 60)):

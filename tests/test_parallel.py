@@ -78,7 +78,8 @@ def test_fsdp_splits_bytes_and_data_parallel_copies():
         size = {k: v.addressable_shards[0].data.size for k, v in placed.items()}
         print(fsdp, tuple(shardings["kernel"].spec), size)
     batch = parallel.put_batch({"x": np.arange(16).reshape(8, 2)}, mesh)["x"]
-    print(tuple(batch.sharding.spec), [s.data.shape for s in batch.addressable_shards][:2],
+    shapes = [s.data.shape for s in batch.addressable_shards][:2]
+    print(tuple(batch.sharding.spec), shapes,
           np.array_equal(batch, np.arange(16).reshape(8, 2)))
     print(parallel.mesh(1, 1).size, parallel.describe_devices())
     """

@@ -10,7 +10,6 @@ draw the same ones. Batches hold uint8 pictures and int16 sound: what can be com
 from those (floats, log-mels, flips) is left to the device.
 """
 
-import contextlib
 import hashlib
 import logging
 import multiprocessing
@@ -21,9 +20,10 @@ from typing import NamedTuple
 
 import grain
 import numpy as np
+from absl import flags
 
-from data import ConfigError, RecordError, sampling, transforms
-from data.records import Record, Records
+from data import ConfigError, sampling, transforms
+from data.records import Records
 
 LABELS = ("none", "class", "multilabel")
 CHOICES = {  # fields of config.data that take one of a few values
@@ -146,6 +146,8 @@ class Dataset:
         buffer = threads + 2 if threads else 0
         batches = batches.to_iter_dataset(grain.ReadOptions(threads, buffer))
         if workers:
+            if not flags.FLAGS.is_parsed():  # outside absl's app.run; Grain reads them
+                flags.FLAGS.mark_as_parsed()
             options = grain.multiprocessing.MultiprocessingOptions(workers)
             batches = batches.mp_prefetch(options, _end_with_parent)
         return iter(batches)
@@ -214,7 +216,7 @@ class Dataset:
     def _first_seen(self, records):
         """The first record with picture (the first of all where there is none)."""
         first = max(self._clips, key=lambda i: records.index[i]["has_rgb"])
-        return Record(records[int(first)])
+        return records.record(int(first))
 
     def _open_cache(self, records):
         if self._config.workers:
@@ -304,8 +306,7 @@ class _Reader:
 
     def _row(self, number, starts, corners, crops=1):
         """A row of the batch: `starts` picks windows, `corners` the crops of each."""
-        with self._reading(number):
-            clip = self._clip(number)
+        clip = self._clip(number)
         rgb = "rgb" in self.modalities and clip.has_rgb
         audio = "spectrogram" in self.modalities and clip.has_audio
         frames, sounds = starts(
@@ -318,30 +319,15 @@ class _Reader:
         row = self._padding(len(frames) * crops)
         row |= {"index": np.int64(number), "valid": np.True_}
         if rgb:
-            with self._reading(number):
-                pictures, where = self._pictures(clip, frames)
+            pictures, where = self._pictures(clip, frames)
             row["rgb"] = self._crops(pictures, where, corners)
             row["has_rgb"] = np.True_
         if audio:
-            with self._reading(number):
-                waveform = clip.waveform()
-            row["waveform"] = self._sounds(waveform, sounds, crops)
+            row["waveform"] = self._sounds(clip.waveform(), sounds, crops)
             row["has_audio"] = np.True_
         if self.label != "none":
             row["label"] = self._label(clip.labels)
         return row
-
-    @contextlib.contextmanager
-    def _reading(self, number):
-        """Names the record that cannot be decoded, whatever the decoder raised."""
-        try:
-            yield
-        except Exception as error:
-            name = self.records.index[number]["id"]
-            raise RecordError(
-                f"Record {number} ({name!r}) of {self.config.dir} cannot be read "
-                f"({error}); prepare the data set again."
-            ) from error
 
     def _padding(self, views):
         """A row of nothing: zeros that stand for no clip."""
@@ -409,10 +395,10 @@ class _Reader:
     def _clip(self, number):
         """The record, or its decoded self from memory."""
         if self.kept is None:
-            return Record(self.records[number])
+            return self.records.record(number)
         if (kept := self.kept.get(number)) is not None:
             return kept
-        record = Record(self.records[number])
+        record = self.records.record(number)
         rgb = "rgb" in self.modalities and record.has_rgb
         audio = "spectrogram" in self.modalities and record.has_audio
         size = rgb * self.frame_bytes(record) * record.num_frames

@@ -3,8 +3,10 @@
 import ast
 import hashlib
 import logging
+import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data import ConfigError, RecordError, pipeline, sampling
+from data import Clip, ConfigError, RecordError, pipeline, records, sampling
 
+ROOT = Path(__file__).resolve().parents[1]
 RATE = 1600
 CONFIG = dict(
     dir="toys",
@@ -89,14 +92,13 @@ class FakeRecords:
     def __len__(self):
         return len(self.records)
 
-    def __getitem__(self, number):
+    def record(self, number):
         return self.records[number]
 
 
 @pytest.fixture
 def load(monkeypatch):
     """`pipeline.load` on fake records; `config` fields by keyword."""
-    monkeypatch.setattr(pipeline, "Record", lambda payload: payload)
 
     def load(records=None, split="train", config=(), **kwargs):
         records = records or FakeRecords()
@@ -105,6 +107,33 @@ def load(monkeypatch):
         return pipeline.load(config, split, sample_rate=RATE, **kwargs)
 
     return load
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A real data set: 6 clips of 40 frames, 32 × 48, and 1.6 s of sound, 2 shards."""
+    folder = tmp_path_factory.mktemp("prepared") / "toys/1.0.0"
+    folder.mkdir(parents=True)
+    payloads, names = [], [records.shard_name("toys", "train", i, 2) for i in range(2)]
+    for i in range(6):
+        frames = np.random.default_rng(i).integers(0, 256, (40, 4, 6, 3), np.uint8)
+        frames = frames.repeat(8, axis=1).repeat(8, axis=2)
+        clip = Clip(frames, 25.0, np.arange(2560, dtype=np.int16) * (i + 1), RATE)
+        payloads.append(records.encode(clip, f"clip{i}", (i % 3,)))
+    for name, share in zip(names, (payloads[:4], payloads[4:]), strict=True):
+        records.write_shard(folder / name, share)
+    index = [records.index_entry(records.Record(payload)) for payload in payloads]
+    records.write_jsonl(folder / records.index_name("train"), index)
+    info = FakeRecords().info | dict(format=1, name="toys")
+    info["splits"] = dict(train=dict(shard_lengths=[4, 2]))
+    info["checksums"] = {name: records.checksum(folder / name) for name in names}
+    records.write_metadata(folder, info)
+    return folder.parents[1]
+
+
+def load_prepared(folder, **fields):
+    config = CONFIG | dict(dir=str(folder), size=24, short_side=32) | fields
+    return pipeline.load(SimpleNamespace(**config), "train", sample_rate=RATE)
 
 
 def take(iterator, count):
@@ -351,17 +380,69 @@ def test_rates_of_the_records(load, caplog):
         assert "25 frames a second, but config.data.fps expects 12.5" in caplog.text
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-def test_a_damaged_record_is_named(load, threads):
-    def broken():
-        raise OSError("bad FLAC")
+def test_prepared_clips_come_out_as_they_went_in(prepared):
+    batch = next(load_prepared(prepared, crop="center").evaluate(8))
+    assert batch["index"].tolist() == [0, 1, 2, 3, 4, 5, -1, -1]
+    sound = np.arange(2560, dtype=np.int16)[880:1680]  # the middle 800
+    for i in range(6):
+        frames = np.random.default_rng(i).integers(0, 256, (40, 4, 6, 3), np.uint8)
+        frames = frames.repeat(8, axis=1).repeat(8, axis=2)[16:24:2, 4:28, 12:36]
+        # Chroma is stored at half the resolution: brightness is what comes back.
+        error = batch["rgb"][i, 0].mean(-1) - frames.mean(-1)
+        assert np.abs(error).mean() < 12
+        np.testing.assert_array_equal(batch["waveform"][i, 0], sound * np.int16(i + 1))
 
-    records = FakeRecords()
-    records.records[7].waveform = broken
-    batches = load(records, config=dict(threads=threads)).evaluate(4)
-    assert next(batches)["index"].tolist() == [0, 1, 2, 3]
-    with pytest.raises(RecordError, match=r"Record 7 \('clip7'\) of toys.*bad FLAC"):
+
+def test_cache_holds_what_prepared_clips_decode_to(prepared):
+    equal(
+        take(load_prepared(prepared, cache=True).train(4), 4),
+        take(load_prepared(prepared).train(4), 4),
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_change_nothing(prepared, workers):
+    plain, config = load_prepared(prepared), dict(workers=workers, threads=1)
+    batches = load_prepared(prepared, **config).train(2, step=3)
+    equal(take(batches, 3), take(plain.train(2), 6)[3:])
+    batches.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_record_is_named(prepared, tmp_path, workers):
+    folder = shutil.copytree(prepared, tmp_path / "copy")
+    (shard,) = folder.glob("toys/1.0.0/*-00000-of-00002")
+    content = bytearray(shard.read_bytes())
+    found = content.rfind(b"fLaC")  # the sound of clip3
+    content[found : found + 4] = b"nope"
+    shard.write_bytes(content)
+    batches = load_prepared(folder, workers=workers).evaluate(2)
+    assert next(batches)["index"].tolist() == [0, 1]
+    with pytest.raises(RecordError, match="clip3"):
         next(batches)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads Linux's /proc")
+def test_worker_processes_end_with_a_killed_parent(prepared):
+    code = (
+        "import multiprocessing, sys\nfrom tests.test_pipeline import *\n"
+        "if __name__ == '__main__':\n"
+        "    batches = load_prepared(sys.argv[1], workers=1).train(2)\n"
+        "    next(batches)\n"
+        "    print(multiprocessing.active_children()[0].pid, flush=True)\n"
+        "    next(sys.stdin)\n"
+    )
+    command = [sys.executable, "-c", code, str(prepared)]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as parent:
+        worker = Path("/proc") / parent.stdout.readline().strip()
+        assert "spawn" in (worker / "cmdline").read_text()
+        parent.kill()
+    for _ in range(100):
+        if not worker.exists() or "zombie" in (worker / "status").read_text():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{worker} lives on")
 
 
 def test_what_is_known_about_the_data_set(load):
@@ -387,8 +468,7 @@ def test_data_imports_neither_jax_nor_tensorflow():
                 n.split(".")[0] for n in names
             }
     code = "import sys, data.pipeline; print('tensorflow' in sys.modules)"
-    root = Path(__file__).resolve().parents[1]
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
     )
     assert result.stdout.strip() == "False", result.stderr

@@ -167,7 +167,7 @@ def test_missing_sound_is_silence(tmp_path):
             frame.time_base = Fraction(1, 48000)
             container.mux(audio.encode(frame))
     clip = media.read(path)
-    assert clip.frames is None and len(clip.waveform) == 32000
+    assert clip.frames is None and abs(len(clip.waveform) - 32000) <= 8
     assert abs(onset(clip.waveform, 1.5)) <= 1e-3
     assert abs(clip.source["silence_added"] - 0.75) <= 1e-3
 

@@ -5,7 +5,7 @@ alone; pixels are gathered before the embedding. The decoder's sequence is [kept
 tokens…] with positions gathered by index: a transformer does not mind the order, so
 nothing is scattered back, and predictions exist only for masked tokens.
 
-Parameters: embed/<m>, encoder/<stack>/block_<i>, decoder_embed/<m>, mask_token/<m>,
+Parameters: embed/<m>, encoder/<stack>/block_<i>, decoder_embed/{<m>, mask_token_<m>},
 decoder/<stack>/block_<i>, predict/<m>.
 """
 
@@ -13,10 +13,9 @@ from collections.abc import Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from av_mae import tokens
-from av_mae import choose
+from av_mae import choose, tokens
 from av_mae.fusion import Fusion, Present, build_encoder
 from av_mae.masking import Mask, take
 from av_mae.transformer import block_options, size_of
@@ -45,50 +44,38 @@ class Embeddings(nn.Module):
         return encoded
 
 
-class Decoder(nn.Module):
-    """Encoded kept tokens to predictions [b m f] of the masked patches."""
+class MaskTokens(nn.Module):
+    """Encoded kept tokens to the decoder's sequences [kept…, mask tokens…] [b n d]."""
 
     width: int
     positions: str
-    coder: Fusion
+    dtype: jnp.dtype
 
     @nn.compact
-    def __call__(
-        self,
-        encoded: Mapping[str, Float[Array, "b _k d"]],
-        masks: Masks,
-        features: Mapping[str, int],
-        present: Present = None,
-        train: bool = False,
-    ) -> dict[str, Float[Array, "b _m _f"]]:
-        dtype = self.coder.options.dtype
+    def __call__(self, encoded: Mapping[str, Float[Array, "b _k d"]], masks: Masks):
         sequences = {}
         for m, x in encoded.items():
-            x = nn.Dense(self.width, dtype=dtype, name=f"embed_{m}")(x)
-            token = self.param(
-                f"mask_token_{m}", nn.initializers.zeros, (1, 1, self.width)
-            )
-            b, num_masked = masks[m].masked.shape
-            blank = jnp.broadcast_to(
-                token.astype(x.dtype), (b, num_masked, self.width)
-            )
-            x = jnp.concatenate([x, blank], axis=1)
+            x = nn.Dense(self.width, dtype=self.dtype, name=m)(x)
+            zeros = nn.initializers.zeros
+            token = self.param(f"mask_token_{m}", zeros, (1, 1, self.width))
+            shape = (*masks[m].masked.shape, self.width)
+            x = jnp.concatenate([x, jnp.broadcast_to(token.astype(x.dtype), shape)], 1)
             index = jnp.concatenate([masks[m].kept, masks[m].masked], axis=1)
-            place = tokens.Positions(
-                self.positions, index.shape[1], name=f"positions_{m}"
-            )
+            n = index.shape[1]
+            place = tokens.Positions(self.positions, n, name=f"positions_{m}")
             sequences[m] = place(x, index)
-        decoded = self.coder(sequences, present, train)
-        predictions = {}
-        for m, x in decoded.items():
-            head = nn.Dense(
-                features[m],
-                kernel_init=nn.initializers.zeros,
-                dtype=dtype,
-                name=f"predict_{m}",
-            )
-            predictions[m] = head(x[:, masks[m].kept.shape[1] :])
-        return predictions
+        return sequences
+
+
+class Predict(nn.Module):
+    """Decoded tokens to flat patches, from zero (as Scenic begins)."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, decoded: Mapping[str, Array], features: Mapping[str, int]):
+        init = dict(kernel_init=nn.initializers.zeros, dtype=self.dtype)
+        return {m: nn.Dense(features[m], name=m, **init)(x) for m, x in decoded.items()}
 
 
 class Autoencoder(nn.Module):
@@ -96,7 +83,9 @@ class Autoencoder(nn.Module):
 
     embed: Embeddings
     encoder: Fusion
-    decoder: Decoder
+    decoder_embed: MaskTokens
+    decoder: Fusion
+    predict: Predict
 
     def __call__(
         self,
@@ -105,9 +94,11 @@ class Autoencoder(nn.Module):
         present: Present = None,
         train: bool = False,
     ) -> dict[str, Float[Array, "b _m _f"]]:
-        features = {m: x.shape[-1] for m, x in patches.items()}
         encoded = self.encoder(self.embed(patches, masks), present, train)
-        return self.decoder(encoded, masks, features, present, train)
+        sequences = self.decoder_embed(encoded, masks)
+        decoded = self.decoder(sequences, present, train)
+        hidden = {m: x[:, masks[m].kept.shape[1] :] for m, x in decoded.items()}
+        return self.predict(hidden, {m: x.shape[-1] for m, x in patches.items()})
 
 
 # The paper's names for decoders are those of the fusion table, except this one.
@@ -129,5 +120,7 @@ def build(config) -> Autoencoder:
     return Autoencoder(
         embed=Embeddings(size.width, model.positions, dtype),
         encoder=build_encoder(model, size, dtype),
-        decoder=Decoder(decoder.width, model.positions, coder),
+        decoder_embed=MaskTokens(decoder.width, model.positions, dtype),
+        decoder=coder,
+        predict=Predict(dtype),
     )

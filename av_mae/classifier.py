@@ -1,8 +1,8 @@
-"""The finetuning model: all patches → encoder → pool → head, one logit vector a modality.
+"""The finetuning model: patches → encoder → pool → head, logits of each modality.
 
 As MBT in Scenic's AV-MAE finetuning: each modality is pooled apart, one linear head
-serves them all, training adds up a loss for each modality's logits, and at test the
-logits are averaged over the modalities that the clip has.
+serves them all, the training loss is the mean of the modalities' own losses, and at
+test the logits are averaged over the modalities that the clip has.
 """
 
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ def build(config, classes: int) -> Classifier:
 # Parameters that finetuning never finds in a pretraining checkpoint, and those of the
 # pretraining that it has no use for.
 ALWAYS_FRESH = ("head/.*", "encoder/bottleneck")
-NEVER_USED = ("decoder/.*",)
+NEVER_USED = ("decoder/.*", "decoder_embed/.*", "predict/.*")
 
 
 def sources(pretrained, model) -> tuple[tuple[str, str], ...]:
@@ -100,7 +100,7 @@ def sources(pretrained, model) -> tuple[tuple[str, str], ...]:
 
 
 def expected_gaps(pretrained, model, modalities) -> tuple[list[str], list[str]]:
-    """Regexes of parameters that may stay fresh, and of sources that may stay unused."""
+    """Regexes of parameters that may stay fresh, of sources that may stay unused."""
     fresh, unused = list(ALWAYS_FRESH), list(NEVER_USED)
     if model.fusion == "bottleneck" != pretrained.fusion:
         unused.append(r"encoder/(rgb|spectrogram)/norm/.*")

@@ -68,7 +68,12 @@ def separate(coder: "Fusion", tokens: Tokens, present: Present, train: bool):
 
 
 def mid(
-    coder: "Fusion", tokens: Tokens, present: Present, train: bool, *, fusion_layers: int
+    coder: "Fusion",
+    tokens: Tokens,
+    present: Present,
+    train: bool,
+    *,
+    fusion_layers: int,
 ):
     """Separate stacks, each with its norm, then `fusion_layers` joint layers."""
     first = coder.depth - fusion_layers
@@ -169,7 +174,7 @@ SETTINGS = {"mid": ("fusion_layers",), "bottleneck": ("fusion_layer", "bottlenec
 
 
 def build_encoder(model, size: Size, dtype) -> Fusion:
-    """The encoder that `config.model` describes; ConfigError for an unknown strategy."""
+    """The encoder that `config.model` describes; ConfigError for an unknown name."""
     choose("model.fusion", model.fusion, FUSIONS)
     return Fusion(
         kind=model.fusion,

@@ -5,15 +5,18 @@ int(ratio·n) tokens, `tube` masks int(ratio·h·w) places in all time steps ali
 (VideoMAE §3.2).
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, Shaped, UInt32
 
+Rng = Key[Array, ""] | UInt32[Array, "2"]
+
 
 class Mask(NamedTuple):
-    """Token indices in drawn order: `kept` reach the encoder, `masked` are predicted."""
+    """Token indices in drawn order: `kept` are encoded, `masked` are predicted."""
 
     kept: Int[Array, "b k"]
     masked: Int[Array, "b m"]
@@ -25,25 +28,17 @@ def _split(rng, b: int, n: int, num_masked: int) -> tuple[Array, Array]:
     return order[:, num_masked:], order[:, :num_masked]
 
 
-def random(
-    rng: Key[Array, ""] | UInt32[Array, "2"], b: int, grid: tuple[int, ...], ratio: float
-) -> Mask:
+def random(rng: Rng, b: int, grid: tuple[int, ...], ratio: float) -> Mask:
     """Every token alike (MAE, AV-MAE): int(ratio·n) of n masked."""
-    n = 1
-    for size in grid:
-        n *= size
+    n = math.prod(grid)
     kept, masked = _split(rng, b, n, int(ratio * n))
     return Mask(kept, masked)
 
 
-def tube(
-    rng: Key[Array, ""] | UInt32[Array, "2"], b: int, grid: tuple[int, ...], ratio: float
-) -> Mask:
-    """The same places in every time step (VideoMAE): t·int(ratio·h·w) tokens masked."""
+def tube(rng: Rng, b: int, grid: tuple[int, ...], ratio: float) -> Mask:
+    """The same places in all time steps (VideoMAE): t·int(ratio·h·w) tokens masked."""
     t, *space = grid
-    places = 1
-    for size in space:
-        places *= size
+    places = math.prod(space)
     over_time = jnp.arange(t, dtype=jnp.int32)[None, :, None] * places  # 1 t 1
     parts = _split(rng, b, places, int(ratio * places))
     kept, masked = ((over_time + part[:, None, :]).reshape(b, -1) for part in parts)

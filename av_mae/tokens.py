@@ -7,7 +7,6 @@ a patch are dropped at the end (1000 mel rows become 992).
 """
 
 import math
-import string
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -22,38 +21,35 @@ def grid_of(shape: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _axes(patch: tuple[int, ...]) -> tuple[str, str, dict[str, int]]:
-    """The einops words of a grid axis pair: ("t h", "i j", {"i": 2, "j": 16})."""
-    grid = string.ascii_lowercase[: len(patch)]
-    inner = string.ascii_uppercase[: len(patch)]
-    return grid, inner, dict(zip(inner, patch, strict=True))
+    """Einops patterns of picture and flat patches, and the patch's sides.
+
+    For two axes: "b (g0 p0) (g1 p1) c", "b (g0 g1) (p0 p1 c)", {"p0": …, "p1": …}.
+    """
+    axes = range(len(patch))
+    pairs = " ".join(f"(g{i} p{i})" for i in axes)
+    grid, inner = (" ".join(f"{x}{i}" for i in axes) for x in "gp")
+    sides = {f"p{i}": side for i, side in enumerate(patch)}
+    return f"b {pairs} c", f"b ({grid}) ({inner} c)", sides
 
 
-def patchify(x: Shaped[Array, "b ..."], patch: tuple[int, ...]) -> Shaped[Array, "b n f"]:
+def patchify(
+    x: Shaped[Array, "b ..."], patch: tuple[int, ...]
+) -> Shaped[Array, "b n f"]:
     """Cut [b, *sizes, c] into flat patches [b, n, f], f = prod(patch)·c."""
     grid = grid_of(x.shape[1:-1], patch)
     whole = tuple(slice(g * p) for g, p in zip(grid, patch, strict=True))
     x = x[(slice(None), *whole)]
-    outer, inner, sides = _axes(patch)
-    pairs = " ".join(f"({o} {i})" for o, i in zip(outer, inner, strict=True))
-    return rearrange(
-        x,
-        f"batch {pairs} channel -> batch ({' '.join(outer)}) ({' '.join(inner)} channel)",
-        **sides,
-    )
+    image, flat, sides = _axes(patch)
+    return rearrange(x, f"{image} -> {flat}", **sides)
 
 
 def unpatchify(
     patches: Shaped[Array, "b n f"], grid: tuple[int, ...], patch: tuple[int, ...]
 ) -> Shaped[Array, "b ..."]:
     """Put flat patches [b, n, f] back to [b, *sizes, c]; the inverse of `patchify`."""
-    outer, inner, sides = _axes(patch)
-    pairs = " ".join(f"({o} {i})" for o, i in zip(outer, inner, strict=True))
-    return rearrange(
-        patches,
-        f"batch ({' '.join(outer)}) ({' '.join(inner)} channel) -> batch {pairs} channel",
-        **sides,
-        **dict(zip(outer, grid, strict=True)),
-    )
+    image, flat, sides = _axes(patch)
+    sides |= {f"g{i}": size for i, size in enumerate(grid)}
+    return rearrange(patches, f"{flat} -> {image}", **sides)
 
 
 def sinusoid(n: int, d: int) -> Float[np.ndarray, "n d"]:
@@ -96,6 +92,6 @@ class Positions(nn.Module):
 
 
 def patch_sides(tube: tuple[int, int], modality: str) -> tuple[int, ...]:
-    """Patch sides of a modality for a variant's (side, tubelet): (2,16,16) or (16,16)."""
+    """Patch sides of a modality, from a variant's (side, tubelet)."""
     side, tubelet = tube
     return (tubelet, side, side) if modality == "rgb" else (side, side)

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from av_mae import ConfigError
 
-# name: (width, depth, heads); the MLP is four times the width. Sizes of ViT (Dosovitskiy
-# et al. 2021, Table 1; Ti of DeiT), as Scenic and VideoMAE use them.
+# name: (width, depth, heads); the MLP is four times the width. Sizes of ViT
+# (Dosovitskiy et al. 2021, Table 1; Ti of DeiT), as Scenic and VideoMAE use them.
 VARIANTS = {
     "Ti": (192, 12, 3),
     "S": (384, 12, 6),
@@ -41,8 +41,8 @@ def size_of(model) -> Size:
     match = re.fullmatch(r"(\w+)/(\d+)x(\d+)", model.variant)
     if not match or match[1] not in VARIANTS:
         raise ConfigError(
-            f"model.variant is {model.variant!r}: write a size of {', '.join(VARIANTS)}, "
-            "a slash, the patch side and the tubelet, as in 'L/16x2'."
+            f"model.variant is {model.variant!r}: write a size of "
+            f"{', '.join(VARIANTS)}, a slash, patch side x tubelet, as in 'L/16x2'."
         )
     width, depth, heads = VARIANTS[match[1]]
     width = model.width or width
@@ -135,7 +135,7 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops the whole branch of an example with probability `rate`."""
+    """Stochastic depth: drops an example's whole branch with probability `rate`."""
 
     rate: float
     rescale: bool

@@ -1,0 +1,234 @@
+"""The whole path on the built-in digits: data, pretraining, finetuning, a table.
+
+    python -m av_mae.demo --workdir runs/demo
+
+Makes the clips, prepares them, pretrains on picture and sound together, finetunes on
+200 labels from scratch and from the pretrained weights, and prints what came out beside
+linear classifiers and trivial predictors. Every part is kept in the workdir: run again,
+it goes on where it stopped.
+"""
+
+import argparse
+import importlib.util
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from data.prepare import prepare
+
+from av_mae import (
+    UserError,
+    baselines,
+    finetune,
+    inputs,
+    loop,
+    pretrain,
+    spectrogram,
+    stats,
+)
+from data import DataError, digits, pipeline
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[1]
+SETS = {
+    "sound": ("spectrogram",),
+    "picture": ("rgb",),
+    "both": ("rgb", "spectrogram"),
+}
+
+
+def config_of(name: str, workdir: Path, arg: str = ""):
+    """configs/digits/<name>.py on the demo's own data set."""
+    path = ROOT / "configs" / "digits" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(arg)
+    config.data.dir = str(workdir / "data")
+    return config
+
+
+def once(path: Path, make: Callable[[], dict]) -> dict:
+    """The JSON at `path`, made (and timed) if it is not there."""
+    if not path.exists():
+        start = time.monotonic()
+        result = make() | {"seconds": time.monotonic() - start}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1))
+    return json.loads(path.read_text())
+
+
+def make_data(workdir: Path, clips: int, jobs: int) -> dict:
+    """Clips as files, then records, then the statistics of their sound."""
+    manifest = digits.make(workdir / "clips", clips, clips, 0, jobs)
+    prepare(manifest, workdir / "data", short_side="source", jobs=jobs)
+    mean, std = stats.sound(workdir / "data")
+    return {"log_mel_mean": mean, "log_mel_std": std}
+
+
+def load(config, split: str, label: str) -> pipeline.Dataset:
+    """A split with both modalities, for every model: its frames are decoded once."""
+    return pipeline.load(config.data, split, label=label, seed=config.seed)
+
+
+def with_statistics(config, made: dict):
+    """The config with the data set's log-mel statistics filled in."""
+    config.spectrogram.mean, config.spectrogram.std = (
+        made["log_mel_mean"],
+        made["log_mel_std"],
+    )
+    return config
+
+
+def run_pretraining(config, data: dict, workdir: Path) -> dict:
+    """Pretrains, and measures three trivial predictors on the same masks."""
+    errors = dict(pretrain.train(config, data, workdir))
+    return errors | {"trivial": trivial_errors(config, data["eval"])}
+
+
+def trivial_errors(config, dataset, clips: int = 256) -> dict[str, dict[str, float]]:
+    """{predictor: {modality: masked error}} over held-out clips, in the loss's units."""
+    prepare_batch = jax.jit(inputs.make(config, missing=False), static_argnums=2)
+    layouts = inputs.layouts(config)
+    sums: dict = {name: {} for name in baselines.PREDICTORS}
+    batches = dataset.evaluate(config.eval.batch_size)
+    for i, batch in zip(range(clips // config.eval.batch_size), batches, strict=False):
+        rng = loop.key(config.seed, i, "eval")  # as the evaluation draws them
+        patches, _ = prepare_batch(batch, loop.key(rng, 0, "augment"), False)
+        masks = pretrain.draw_masks(
+            config, loop.key(rng, 0, "mask"), len(batch["valid"])
+        )
+        for m, x in patches.items():
+            x, (kept, masked) = np.asarray(x), map(np.asarray, masks[m])
+            truth = np.take_along_axis(x, masked[..., None], axis=1)
+            for name, predict in baselines.PREDICTORS.items():
+                guess = predict(x, kept, masked, layouts[m].grid)
+                sums[name].setdefault(m, []).append(np.mean((guess - truth) ** 2))
+    return {
+        name: {m: float(np.mean(values)) for m, values in each.items()}
+        for name, each in sums.items()
+    }
+
+
+def run_finetuning(config, data: dict, workdir: Path) -> dict:
+    """Finetunes; keeps the logits of the test clips for late fusion."""
+    results = dict(finetune.train(config, data, workdir))
+    logits, labels = finetune.predict_all(config, data["eval"], workdir)
+    np.savez(workdir / "logits.npz", logits=logits, labels=labels)
+    return results
+
+
+def late_fusion(first: Path, second: Path) -> float:
+    """Top-1 of the mean of two models' logits."""
+    one, two = (np.load(folder / "logits.npz") for folder in (first, second))
+    guess = (one["logits"] + two["logits"]).argmax(axis=1)
+    return float(np.mean(guess == one["labels"]))
+
+
+def linear_baselines(config, data: dict) -> dict[str, float]:
+    """Test accuracy of logistic regression on log-mels, on one frame, on both."""
+    log_mel = jax.jit(lambda x: spectrogram.log_mel(x, config.spectrogram.preset))
+
+    def features(dataset):
+        rows: dict = {"sound": [], "picture": [], "label": []}
+        for batch in dataset.evaluate(100):
+            valid = batch["valid"]
+            sound = baselines.sound_features(
+                np.asarray(log_mel(batch["waveform"][:, 0]))
+            )
+            rows["sound"].append(sound[valid])
+            rows["picture"].append(baselines.frame_features(batch["rgb"])[valid])
+            rows["label"].append(batch["label"][valid])
+        rows = {name: np.concatenate(parts) for name, parts in rows.items()}
+        return rows | {"both": np.concatenate([rows["sound"], rows["picture"]], axis=1)}
+
+    train, test = features(data["train"]), features(data["eval"])
+    return {
+        name: baselines.linear_accuracy(
+            train[name], train["label"], test[name], test["label"]
+        )
+        for name in SETS
+    }
+
+
+def run(workdir: Path, clips: int, jobs: int, arg: str = "") -> str:
+    """Everything; returns the text to print. `arg` is the configs' argument."""
+    results = workdir / "results"
+    made = once(results / "data.json", lambda: make_data(workdir, clips, jobs))
+
+    config = with_statistics(config_of("pretrain", workdir, arg), made)
+    test = load(config, config.eval.split, "class")
+    data = {"train": load(config, config.data.split, "none"), "eval": test}
+    pretrained = workdir / "pretrain"
+    masked = once(
+        results / "pretrain.json", lambda: run_pretraining(config, data, pretrained)
+    )
+
+    config = with_statistics(config_of("finetune", workdir, arg), made)
+    data = {"train": load(config, config.data.split, "class"), "eval": test}
+    table = {
+        "linear": once(results / "linear.json", lambda: linear_baselines(config, data))
+    }
+    for start, path in (("scratch", ""), ("pretrained", str(pretrained))):
+        table[start] = {}
+        for name, modalities in SETS.items():
+            config.modalities = modalities
+            config.init_from.checkpoint_path = path
+            folder = workdir / f"{start}_{name}"
+            fit = lambda folder=folder: run_finetuning(config, data, folder)
+            row = once(results / f"{start}_{name}.json", fit)
+            table[start][name] = row["eval/top_1"]
+        pair = (workdir / f"{start}_sound", workdir / f"{start}_picture")
+        table[f"late fusion, {start}"] = {"both": late_fusion(*pair)}
+    (results / "table.json").write_text(json.dumps(table, indent=1))
+    labels = config.data.limit or data["train"].num_clips
+    return text(table, masked, labels, workdir)
+
+
+def text(table: dict, masked: dict, labels: int, workdir: Path) -> str:
+    """The two tables and where the pictures lie, in Markdown."""
+    lines = [f"Top-1 on the test clips, {labels} labels, one seed:", ""]
+    lines += ["| | sound | picture | both |", "|---|---|---|---|"]
+    for name, row in table.items():
+        cells = [f"{row[k]:.1%}" if k in row else "" for k in SETS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "Masked error on test clips (mean squared, normalised values):", ""]
+    lines += ["| | picture | sound |", "|---|---|---|"]
+    ours = {m: masked[f"eval/loss_{m}"] for m in ("rgb", "spectrogram")}
+    for name, row in {"the autoencoder": ours, **masked["trivial"]}.items():
+        lines.append(f"| {name} | {row['rgb']:.4f} | {row['spectrogram']:.4f} |")
+    lines += ["", f"Reconstructions: {workdir / 'pretrain' / 'pictures'}"]
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m av_mae.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--clips", type=int, default=4000, help="of train and of test")
+    parser.add_argument("--jobs", type=int, default=0, help="0: one per processor")
+    parser.add_argument("--smoke", action="store_true", help="seconds, for testing")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # Runs of one modality set share one compiled step.
+    jax.config.update("jax_compilation_cache_dir", str(options.workdir / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    arg = "smoke" if options.smoke else ""
+    try:
+        print(run(options.workdir, options.clips, options.jobs, arg))
+    except (UserError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

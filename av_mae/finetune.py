@@ -1,0 +1,230 @@
+"""Finetuning as a classifier, read top to bottom: `train` runs it, `evaluate` tests it.
+
+Takes what `pretrain` takes. A clip's views are rows of one batch; at test its logits
+are the mean over its views, and over the modalities that it has.
+"""
+
+import contextlib
+import functools
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from av_mae import (
+    ConfigError,
+    choose,
+    classifier,
+    inputs,
+    loop,
+    losses,
+    metrics,
+    parallel,
+    update,
+)
+from av_mae import run as runs
+
+log = logging.getLogger(__name__)
+
+# objective.kind: the loss, and how the data pipeline gives the labels.
+LOSSES = {
+    "softmax": losses.softmax_cross_entropy,
+    "sigmoid": losses.sigmoid_cross_entropy,
+}
+LABELS = {"softmax": "class", "sigmoid": "multilabel"}
+
+
+def train(config, data: dict, workdir: Path) -> dict[str, float]:
+    """Runs (or goes on with) the finetuning; returns the last evaluation's numbers."""
+    # Devices and steps.
+    mesh = parallel.mesh(config.parallel.data, config.parallel.fsdp)
+    parallel.check_batch(config.batch_size, mesh)
+    parallel.check_batch(config.eval.batch_size, mesh, "eval.batch_size")
+    clips = config.batch_size * config.compute.accumulate
+    steps_per_epoch, total = loop.steps(config, data["train"].num_clips)
+    eval_every = max(1, round(config.eval.every_epochs * steps_per_epoch))
+
+    # Model, optimiser, state.
+    model = classifier.build(config, num_classes(config, data["train"]))
+    init_params = functools.partial(init, config, model)
+    shapes = jax.eval_shape(init_params, jax.random.key(0))
+    depth = model.encoder.depth
+    layers = dict(layer_of=functools.partial(layer_of, depth), num_layers=depth)
+    tx, schedule = runs.optimiser(config, steps_per_epoch, total, shapes, **layers)
+    run = runs.start(config, data, workdir, init_params, tx, mesh, source_of(config))
+
+    # The step.
+    missing = data["train"].missing or data["eval"].missing
+    predict = make_predict(config, model, missing)
+    loss, accumulate = make_loss(config, predict), config.compute.accumulate
+    step = update.make(loss, tx, schedule, accumulate, run.abstract, mesh)
+    put = functools.partial(parallel.put_batch, mesh=mesh)
+    measure = make_measure(config, predict, mesh)
+
+    # The loop.
+    state, results = run.state, {}
+    clock = loop.Clock(clips, run.step, total)
+    batches = loop.prefetch(data["train"].train(clips, run.step), put, clock=clock)
+    with run, contextlib.closing(batches):
+        for done in range(run.step + 1, total + 1):
+            state, numbers = step(state, next(batches))
+            clock.ran(numbers)
+            run.watch(done, numbers)
+            last = done == total
+            if done % config.log.every_steps == 0 or last:
+                run.log(clock, total)
+            if done % eval_every == 0 or last:
+                with clock.pause():
+                    params = state["params"]
+                    results = _evaluate(config, measure, params, data["eval"], put)
+                    run.report(done, results)
+            stop = run.preemption.reached(done)
+            if stop or last or run.due(done):
+                with clock.pause():
+                    run.save(done, state)
+            if stop:
+                log.info("stopped by SIGTERM after step %d; run again to go on", done)
+                break
+    return results
+
+
+def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
+    """Loss and accuracy of the newest checkpoint on `eval.split`."""
+    params, measure, put = _restored(config, data["eval"], workdir)
+    results = _evaluate(config, measure, params, data["eval"], put)
+    log.info("evaluation on %s: %s", config.eval.split, runs.text(results))
+    return results
+
+
+def predict_all(config, dataset, workdir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(logits [clips classes], labels) of a data set by the newest checkpoint."""
+    params, measure, put = _restored(config, dataset, workdir)
+    logits, labels = [], []
+    for batch in dataset.evaluate(config.eval.batch_size):
+        valid = batch["valid"]
+        logits.append(np.asarray(measure(params, put(batch))[1])[valid])
+        labels.append(batch["label"][valid])
+    return np.concatenate(logits), np.concatenate(labels)
+
+
+def _restored(config, dataset, workdir: Path):
+    """(params, measure, put) of the newest checkpoint of the workdir."""
+    mesh = parallel.mesh(config.parallel.data, config.parallel.fsdp)
+    parallel.check_batch(config.eval.batch_size, mesh, "eval.batch_size")
+    model = classifier.build(config, num_classes(config, dataset))
+    init_params = functools.partial(init, config, model)
+    params = runs.params_of(config, workdir, init_params, mesh)
+    measure = make_measure(config, make_predict(config, model, dataset.missing), mesh)
+    return params, measure, functools.partial(parallel.put_batch, mesh=mesh)
+
+
+def num_classes(config, dataset) -> int:
+    """The config's number of classes, or the data set's where that is 0.
+
+    Raises ConfigError where they disagree, or the data set has no labels.
+    """
+    found = len(dataset.label_names)
+    if not found:
+        raise ConfigError(
+            f"data.dir {config.data.dir} has no labels: finetuning needs a data set "
+            "prepared from one sub-folder for each class, or from a CSV with labels."
+        )
+    if config.model.classes not in (0, found):
+        raise ConfigError(
+            f"model.classes is {config.model.classes}, but {config.data.dir} has "
+            f"{found} classes: set it to {found}, or to 0 to take the data set's."
+        )
+    return found
+
+
+def init(config, model, rng: jax.Array) -> dict:
+    """The first parameters; shapes come from the config alone."""
+    patches = {
+        m: jnp.zeros((1, layout.n, layout.f))
+        for m, layout in inputs.layouts(config).items()
+    }
+    return model.init(rng, patches)["params"]
+
+
+def layer_of(depth: int, name: str) -> int:
+    """Layer of a parameter for layer decay: 0 embedding, i + 1 block i, else depth + 1.
+
+    Scenic's and VideoMAE's rule: what comes after the blocks learns at the full rate.
+    """
+    if name.startswith("embed/"):
+        return 0
+    blocks = [part for part in name.split("/") if part.startswith("block_")]
+    return int(blocks[0].removeprefix("block_")) + 1 if blocks else depth + 1
+
+
+def source_of(config):
+    """How `init_from` reads a pretraining (or finetuning) checkpoint."""
+    return runs.source_of(
+        config,
+        renames=lambda theirs: classifier.sources(theirs.model, config.model),
+        gaps=lambda theirs: classifier.expected_gaps(
+            theirs.model, config.model, config.modalities
+        ),
+    )
+
+
+def make_predict(config, model, missing: bool):
+    """The function (params, batch, rng, train) → logits {m: [(b v) k]}, present."""
+    prepare = inputs.make(config, missing)
+
+    def predict(params, batch, rng, train: bool):
+        patches, present = prepare(batch, loop.key(rng, 0, "augment"), train)
+        drop_path = loop.key(rng, 0, "drop_path")
+        logits = model.apply(
+            {"params": params}, patches, present, train, rngs={"drop_path": drop_path}
+        )
+        return logits, present
+
+    return predict
+
+
+def make_loss(config, predict):
+    """(params, batch, rng) → (mean of the modalities' losses, each of them)."""
+    entropy = choose("objective.kind", config.objective.kind, LOSSES)
+    smoothing = config.objective.label_smoothing
+
+    def loss(params, batch, rng):
+        logits, present = predict(params, batch, rng, True)
+        each = {}
+        for m, x in logits.items():
+            valid = None if present is None else present[m]
+            labels = inputs.rows(batch["label"], len(x))
+            each[m] = entropy(x, labels, smoothing, valid)
+        numbers = {f"loss_{m}": value for m, value in each.items()}
+        return sum(each.values()) / len(each), numbers
+
+    return loss
+
+
+def make_measure(config, predict, mesh):
+    """The jitted (params, batch) → sums of loss and accuracy over the valid clips."""
+    entropy = choose("objective.kind", config.objective.kind, LOSSES)
+
+    def measure(params, batch):
+        logits, present = predict(params, batch, jax.random.key(0), False)
+        labels, valid = batch["label"], batch["valid"]
+        logits = classifier.combine(logits, present)  # (b v) k
+        logits = logits.reshape(len(labels), -1, logits.shape[-1]).mean(axis=1)
+        value = entropy(logits, labels, 0.0, valid)
+        count = valid.sum(dtype=jnp.float32)
+        sums = {"loss": metrics.Mean(value * count, count)}
+        if labels.ndim == 1:
+            sums |= metrics.classification(logits, labels, valid)
+        return sums, logits
+
+    return jax.jit(measure, out_shardings=parallel.replicated(mesh))
+
+
+def _evaluate(config, measure, params, dataset, put) -> dict[str, float]:
+    """Mean loss and accuracy over the data set."""
+    sums: dict = {}
+    for batch in dataset.evaluate(config.eval.batch_size):
+        sums = metrics.add(sums, measure(params, put(batch))[0])
+    return {f"eval/{k}": value for k, value in metrics.results(sums).items()}

@@ -1,0 +1,102 @@
+"""A host batch to what a model sees: views flattened, values normalised, patches cut.
+
+Runs inside the jitted step, so that bytes over the wire stay uint8 and int16 and the
+host stays free.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from av_mae import ConfigError, augment, choose, spectrogram, tokens
+from av_mae.transformer import size_of
+
+
+class Layout(NamedTuple):
+    """How one modality is cut: its grid of tokens, patch sides and channels."""
+
+    grid: tuple[int, ...]
+    patch: tuple[int, ...]
+    channels: int
+
+    @property
+    def n(self) -> int:
+        """Tokens of a clip."""
+        return math.prod(self.grid)
+
+    @property
+    def f(self) -> int:
+        """Values in a patch."""
+        return math.prod(self.patch) * self.channels
+
+
+def _shape(config, modality: str) -> tuple[int, ...]:
+    """Sizes of one clip's input: (frames, h, w), or (100 rows a second, mels)."""
+    if modality == "rgb":
+        return (config.data.num_frames, config.data.size, config.data.size)
+    preset = choose(
+        "spectrogram.preset", config.spectrogram.preset, spectrogram.PRESETS
+    )
+    samples = round(config.data.audio_seconds * preset.sample_rate)
+    return (samples // preset.hop, preset.mels)
+
+
+def layouts(config) -> dict[str, Layout]:
+    """The layout of each modality of the config.
+
+    Raises ConfigError where a patch is larger than the input.
+    """
+    size, result = size_of(config.model), {}
+    for m in config.modalities:
+        patch = tokens.patch_sides((size.side, size.tubelet), m)
+        shape = _shape(config, m)
+        grid = tokens.grid_of(shape, patch)
+        if 0 in grid:
+            raise ConfigError(
+                f"model.variant {config.model.variant!r} cuts {m} of size {shape} into "
+                f"patches of {patch}, which do not fit: make data.size, "
+                "data.num_frames or data.audio_seconds larger, or the patch smaller."
+            )
+        result[m] = Layout(grid, patch, 3 if m == "rgb" else 1)
+    return result
+
+
+def make(config, missing: bool) -> Callable:
+    """The function (batch, rng, train) → (patches {m: [b n f] float32}, present).
+
+    `batch` is the dict of the data pipeline; its v views become rows. `present[m]` is
+    [b] bool, or None when no clip of the data set lacks a modality (`missing` False).
+    """
+    cuts = layouts(config)
+
+    def values(m: str, batch: dict, rng, train: bool) -> jax.Array:
+        if m == "rgb":
+            x = batch["rgb"]
+            x = x.reshape((-1,) + x.shape[2:])  # (b v) t h w c
+            mean, std = config.picture.mean, config.picture.std
+            flip = config.augment.flip
+            return augment.prepare_rgb(x, mean, std, flip=flip, rng=rng, train=train)
+        sound = batch["waveform"]
+        sound = sound.reshape(-1, sound.shape[-1])  # (b v) s
+        x = spectrogram.log_mel(sound, config.spectrogram.preset)
+        sound = config.spectrogram
+        return augment.prepare_spectrogram(x, sound.normalise, sound.mean, sound.std)
+
+    def prepare(batch: dict, rng, train: bool):
+        patches, present = {}, {}
+        for i, (m, cut) in enumerate(cuts.items()):
+            x = values(m, batch, jax.random.fold_in(rng, i), train)
+            patches[m] = tokens.patchify(x, cut.patch)
+            has = batch["has_rgb" if m == "rgb" else "has_audio"]
+            present[m] = rows(has, len(x))
+        return patches, present if missing else None
+
+    return prepare
+
+
+def rows(values: jax.Array, count: int) -> jax.Array:
+    """A value [b] of each clip, for its views [(b v)]."""
+    return jnp.repeat(values, count // len(values), total_repeat_length=count)

@@ -1,0 +1,250 @@
+"""Masked pretraining, read top to bottom: `train` runs it, `evaluate` measures it.
+
+Both take the config, the data sets {"train": …, "eval": …} and a working directory. A
+data set gives batches of numpy arrays by `train(batch_size, step)` and
+`evaluate(batch_size)`, and says `num_clips`, `missing`, `checksum` and `label_names`;
+no trainer knows video files.
+"""
+
+import contextlib
+import functools
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from av_mae import (
+    autoencoder,
+    choose,
+    inputs,
+    loop,
+    losses,
+    masking,
+    metrics,
+    parallel,
+    tokens,
+    update,
+    visualise,
+)
+from av_mae import run as runs
+
+log = logging.getLogger(__name__)
+
+
+def train(config, data: dict, workdir: Path) -> dict[str, float]:
+    """Runs (or goes on with) the pretraining; returns the last evaluation's numbers."""
+    # Devices and steps.
+    mesh = parallel.mesh(config.parallel.data, config.parallel.fsdp)
+    parallel.check_batch(config.batch_size, mesh)
+    parallel.check_batch(config.eval.batch_size, mesh, "eval.batch_size")
+    clips = config.batch_size * config.compute.accumulate
+    steps_per_epoch, total = loop.steps(config, data["train"].num_clips)
+    eval_every = max(1, round(config.eval.every_epochs * steps_per_epoch))
+
+    # Model, optimiser, state.
+    model = autoencoder.build(config)
+    init_params = functools.partial(init, config, model)
+    shapes = jax.eval_shape(init_params, jax.random.key(0))
+    tx, schedule = runs.optimiser(config, steps_per_epoch, total, shapes)
+    source = runs.source_of(config)
+    run = runs.start(config, data, workdir, init_params, tx, mesh, source)
+
+    # The step.
+    missing = data["train"].missing or data["eval"].missing
+    reconstruct = make_reconstruct(config, model, missing)
+    loss, accumulate = make_loss(config, reconstruct), config.compute.accumulate
+    step = update.make(loss, tx, schedule, accumulate, run.abstract, mesh)
+    put = functools.partial(parallel.put_batch, mesh=mesh)
+    measure = make_measure(reconstruct, mesh)
+    draw = make_draw(config, reconstruct, mesh)
+
+    # The loop.
+    state, results = run.state, {}
+    clock = loop.Clock(clips, run.step, total)
+    batches = loop.prefetch(data["train"].train(clips, run.step), put, clock=clock)
+    with run, contextlib.closing(batches):
+        for done in range(run.step + 1, total + 1):
+            state, numbers = step(state, next(batches))
+            clock.ran(numbers)
+            run.watch(done, numbers)
+            last = done == total
+            if done % config.log.every_steps == 0 or last:
+                run.log(clock, total)
+            if done % eval_every == 0 or last:
+                with clock.pause():
+                    params = state["params"]
+                    results = _evaluate(config, measure, params, data["eval"], put)
+                    run.report(done, results)
+                    draw(params, data["eval"], put, run, done)
+            stop = run.preemption.reached(done)
+            if stop or last or run.due(done):
+                with clock.pause():
+                    run.save(done, state)
+            if stop:
+                log.info("stopped by SIGTERM after step %d; run again to go on", done)
+                break
+    return results
+
+
+def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
+    """Masked-reconstruction loss of the newest checkpoint on `eval.split`."""
+    mesh = parallel.mesh(config.parallel.data, config.parallel.fsdp)
+    parallel.check_batch(config.eval.batch_size, mesh, "eval.batch_size")
+    put = functools.partial(parallel.put_batch, mesh=mesh)
+    model = autoencoder.build(config)
+    params = runs.params_of(
+        config, workdir, functools.partial(init, config, model), mesh
+    )
+    reconstruct = make_reconstruct(config, model, data["eval"].missing)
+    measure = make_measure(reconstruct, mesh)
+    results = _evaluate(config, measure, params, data["eval"], put)
+    log.info("evaluation on %s: %s", config.eval.split, runs.text(results))
+    return results
+
+
+def init(config, model, rng: jax.Array) -> dict:
+    """The first parameters; shapes come from the config alone."""
+    patches = {
+        m: jnp.zeros((1, layout.n, layout.f))
+        for m, layout in inputs.layouts(config).items()
+    }
+    return model.init(rng, patches, draw_masks(config, rng, 1))["params"]
+
+
+def draw_masks(config, rng: jax.Array, b: int) -> dict[str, masking.Mask]:
+    """A mask for each modality of the config, for b rows."""
+    masks = {}
+    for i, (m, layout) in enumerate(inputs.layouts(config).items()):
+        kind, ratio = config.mask[m].kind, config.mask[m].ratio
+        draw = choose(f"mask.{m}.kind", kind, masking.MASKS)
+        masks[m] = draw(jax.random.fold_in(rng, i), b, layout.grid, ratio)
+    return masks
+
+
+def make_reconstruct(config, model, missing: bool):
+    """The function (params, batch, rng, train) → pairs, masks, patches, present.
+
+    `pairs` is {m: (prediction, target)}, both [b m f]; `present` {m: [b]} or None.
+    """
+    prepare, layouts = inputs.make(config, missing), inputs.layouts(config)
+
+    def reconstruct(params, batch, rng, train: bool):
+        patches, present = prepare(batch, loop.key(rng, 0, "augment"), train)
+        b = len(next(iter(patches.values())))
+        masks = draw_masks(config, loop.key(rng, 0, "mask"), b)
+        drop_path = loop.key(rng, 0, "drop_path")
+        predictions = model.apply(
+            {"params": params},
+            patches,
+            masks,
+            present,
+            train,
+            rngs={"drop_path": drop_path},
+        )
+        pairs = {}
+        for m, prediction in predictions.items():
+            hidden = masking.take(patches[m], masks[m].masked)
+            target = losses.target(hidden, config.objective.target, layouts[m].channels)
+            pairs[m] = (prediction, target)
+        return pairs, masks, patches, present
+
+    return reconstruct
+
+
+def make_loss(config, reconstruct):
+    """(params, batch, rng) → (weighted sum of the modalities' losses, each of them)."""
+
+    def loss(params, batch, rng):
+        pairs, _, _, present = reconstruct(params, batch, rng, True)
+        each = {
+            m: losses.masked_mse(p, t, None if present is None else present[m])
+            for m, (p, t) in pairs.items()
+        }
+        total = sum(config.objective.weights[m] * value for m, value in each.items())
+        return total, {f"loss_{m}": value for m, value in each.items()}
+
+    return loss
+
+
+def make_measure(reconstruct, mesh):
+    """The jitted (params, batch, rng) → {m: sums of errors over the valid clips}."""
+
+    def measure(params, batch, rng):
+        pairs, _, _, present = reconstruct(params, batch, rng, False)
+        sums = {}
+        for m, (prediction, target) in pairs.items():
+            valid = inputs.rows(batch["valid"], len(prediction))
+            valid = valid if present is None else valid & present[m]
+            sums[m] = metrics.reconstruction(prediction, target, valid)
+        return sums
+
+    return jax.jit(measure, out_shardings=parallel.replicated(mesh))
+
+
+def _evaluate(config, measure, params, dataset, put) -> dict[str, float]:
+    """Loss of each modality, and as a fraction of its target's variance."""
+    sums: dict = {}
+    for i, batch in enumerate(dataset.evaluate(config.eval.batch_size)):
+        # The same masks at every evaluation, so that its numbers can be compared.
+        rng = loop.key(config.seed, i, "eval")
+        sums = metrics.add(sums, measure(params, put(batch), rng))
+    results = {}
+    for m, means in metrics.results(sums).items():
+        results[f"eval/loss_{m}"] = means["error"]
+        results[f"eval/fraction_{m}"] = metrics.fraction_of_variance(means)
+    return results
+
+
+def make_draw(config, reconstruct, mesh):
+    """The function that draws the first `log.pictures` clips of the evaluation.
+
+    Standardised targets are undone with the mean statistics of the clip's *visible*
+    patches: those of the masked ones the model does not know.
+    """
+    layouts = inputs.layouts(config)
+
+    def look(params, batch, rng):
+        pairs, masks, patches, present = reconstruct(params, batch, rng, False)
+        result = {}
+        for m, (prediction, _) in pairs.items():
+            visible = masking.take(patches[m], masks[m].kept)
+            mean, std = losses.target_statistics(
+                visible, config.objective.target, layouts[m].channels
+            )
+            average = lambda x: x.mean(axis=1, keepdims=True)
+            values = prediction * average(std) + average(mean)
+            result[m] = (patches[m], values, masks[m].masked)
+        return result, present
+
+    look = jax.jit(look, out_shardings=parallel.replicated(mesh))
+
+    def draw(params, dataset, put, run, done: int):
+        count = config.log.pictures
+        if not count:
+            return
+        with contextlib.closing(dataset.evaluate(config.eval.batch_size)) as batches:
+            batch = next(batches)
+        rng = loop.key(config.seed, 0, "eval")
+        seen, present = jax.device_get(look(params, put(batch), rng))
+        if jax.process_index() != 0:
+            return
+        originals = {
+            m: np.asarray(tokens.unpatchify(x[:count], *layouts[m][:2]))
+            for m, (x, _, _) in seen.items()
+        }
+        pictures = visualise.reconstruction(
+            originals,
+            {m: values[:count] for m, (_, values, _) in seen.items()},
+            {m: masked[:count] for m, (_, _, masked) in seen.items()},
+            {m: layouts[m].patch for m in seen},
+            mean=config.picture.mean,
+            std=config.picture.std,
+            present=None if present is None else {m: present[m][:count] for m in seen},
+            fps=config.data.fps / config.data.stride,
+        )
+        visualise.write(pictures, run.workdir / "pictures", done)
+        run.writer.images(done, pictures.stills)
+
+    return draw

@@ -1,0 +1,104 @@
+"""AudioSet finetuning of Audiovisual MAE L/16x2 (Georgescu et al., ICCV 2023).
+
+    python -m av_mae.main --config=configs/audioset/finetune.py \
+        --workdir=runs/finetune \
+        --config.init_from.checkpoint_path=runs/pretrain
+
+Data: AS-500K (508,994 clips), 527 classes, multi-label; 32 frames at stride 2, 10 s of
+sound, four views at test. Published result: 51.8 / 46.6 / 31.1 mAP with both / sound /
+picture. Here stand the published model, input, optimiser and schedule; mixup, colour,
+SpecAugment and time shift are not built yet. `:smoke` is a run of seconds on a CPU.
+"""
+
+import ml_collections
+
+
+def get_config(arg=""):
+    config = ml_collections.ConfigDict()
+    config.trainer = "finetune"
+    config.mode = "train"
+    config.seed = 0
+    config.modalities = ("rgb", "spectrogram")
+    config.batch_size = 128
+    config.epochs = 50.0
+    config.steps = 0
+
+    config.data = dict(
+        dir="datasets/audioset",
+        split="train",
+        fps=25.0,
+        num_frames=32,
+        stride=2,
+        size=224,
+        short_side=256,
+        crop="random",
+        audio_seconds=10.0,
+        audio_align="proportional",
+        samples_per_clip=1,
+        views=4,
+        crops=1,
+        threads=16,
+        workers=0,
+        cache=False,
+        resize="antialias",
+        missing_modalities=True,
+        limit=0,
+    )
+
+    config.picture = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    config.spectrogram = dict(preset="mbt", normalise="fixed", mean=1.102, std=2.762)
+
+    config.model = dict(
+        variant="L/16x2",
+        width=0,
+        depth=0,
+        heads=0,
+        mlp=0,
+        classes=527,
+        fusion="bottleneck",
+        fusion_layer=18,
+        bottlenecks=4,
+        pool="mean",
+        positions="sinusoidal",
+        drop_path=0.3,
+        drop_path_rescale=False,
+    )
+    config.objective = dict(kind="sigmoid", label_smoothing=0.3)
+    config.augment = dict(flip=0.5)
+
+    config.optimizer = dict(
+        name="sgd",
+        b1=0.9,
+        weight_decay=0.0,
+        decay_rules=((".*", 0.0),),
+        clip_norm=1.0,
+        layer_decay=0.75,
+    )
+    config.schedule = dict(
+        learning_rate_per_256=3.2, warmup_epochs=2.5, floor_per_256=0.0
+    )
+
+    config.parallel = dict(data=-1, fsdp=1)
+    config.compute = dict(dtype="bfloat16", accumulate=1)
+
+    config.checkpoint = dict(every_steps=1000, keep=2)
+    config.log = dict(every_steps=100)
+    config.eval = dict(every_epochs=1.0, split="test", batch_size=128)
+
+    config.init_from = dict(checkpoint_path="", allow_fresh=(), allow_unused=())
+
+    if arg == "smoke":
+        config.steps = 4
+        config.batch_size = config.eval.batch_size = 4
+        config.data.num_frames, config.data.size, config.data.short_side = 4, 32, 32
+        config.data.audio_seconds = 0.64
+        config.data.threads = 2
+        config.model.width, config.model.depth = 32, 3
+        config.model.heads, config.model.mlp = 2, 64
+        config.model.classes = 0
+        config.model.fusion_layer = 1
+        config.compute.dtype = "float32"
+        config.checkpoint.every_steps = config.log.every_steps = 2
+    elif arg:
+        raise ValueError(f"there is no variant {arg!r} of this config: use ':smoke'.")
+    return config

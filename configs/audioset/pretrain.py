@@ -1,0 +1,110 @@
+"""AudioSet pretraining of Audiovisual MAE L/16x2 (Georgescu et al., ICCV 2023).
+
+    python -m data.prepare VIDEOS --out datasets/audioset
+    python -m av_mae.main --config=configs/audioset/pretrain.py --workdir=runs/pretrain
+
+Data: AS-2M, 1,857,210 clips of 10 s at 25 frames a second, short side 256. Published
+Data: AS-2M, 1,857,210 clips of 10 s at 25 frames a second, short side 256. Published
+result, after finetuning: 51.8 / 46.6 / 31.1 mAP with both / sound / picture. `:smoke`
+is a run of seconds on a CPU, for testing.
+"""
+
+import ml_collections
+
+
+def get_config(arg=""):
+    config = ml_collections.ConfigDict()
+    config.trainer = "pretrain"
+    config.mode = "train"
+    config.seed = 0
+    config.modalities = ("rgb", "spectrogram")
+    config.batch_size = 512
+    config.epochs = 120.0
+    config.steps = 0
+
+    config.data = dict(
+        dir="datasets/audioset",
+        split="train",
+        fps=25.0,
+        num_frames=16,
+        stride=4,
+        size=224,
+        short_side=256,
+        crop="random",
+        audio_seconds=10.0,
+        audio_align="proportional",
+        samples_per_clip=1,
+        views=1,
+        crops=1,
+        threads=16,
+        workers=0,
+        cache=False,
+        resize="antialias",
+        missing_modalities=True,
+        limit=0,
+    )
+
+    config.picture = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    config.spectrogram = dict(preset="mbt", normalise="none", mean=0.0, std=1.0)
+
+    config.model = dict(
+        variant="L/16x2",
+        width=0,
+        depth=0,
+        heads=0,
+        mlp=0,
+        fusion="mid",
+        fusion_layers=2,
+        positions="sinusoidal",
+        drop_path=0.0,
+        drop_path_rescale=False,
+    )
+    config.model.decoder = dict(kind="shared", width=512, depth=4, heads=8, mlp=2048)
+
+    config.mask = dict(
+        rgb=dict(kind="random", ratio=0.9), spectrogram=dict(kind="random", ratio=0.7)
+    )
+    config.objective = dict(
+        kind="reconstruct", target="raw", weights=dict(rgb=0.5, spectrogram=0.5)
+    )
+    config.augment = dict(flip=0.5)
+
+    config.optimizer = dict(
+        name="adam",
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.05,
+        decay_rules=((".*kernel", 1.0), (".*", 0.0)),
+        clip_norm=0.0,
+        layer_decay=1.0,
+    )
+    config.schedule = dict(
+        learning_rate_per_256=3e-4, warmup_epochs=4.0, floor_per_256=0.0
+    )
+
+    config.parallel = dict(data=-1, fsdp=1)
+    config.compute = dict(dtype="bfloat16", accumulate=1)
+
+    config.checkpoint = dict(every_steps=1000, keep=2)
+    config.log = dict(every_steps=100, pictures=4)
+    config.eval = dict(every_epochs=5.0, split="validation", batch_size=512)
+
+    config.init_from = dict(checkpoint_path="", allow_fresh=(), allow_unused=())
+
+    if arg == "smoke":
+        config.steps = 4
+        config.batch_size = config.eval.batch_size = 4
+        config.data.num_frames, config.data.size, config.data.short_side = 4, 32, 32
+        config.data.audio_seconds = 0.64
+        config.data.threads = 2
+        config.model.width, config.model.depth = 32, 3
+        config.model.heads, config.model.mlp = 2, 64
+        config.model.decoder.width, config.model.decoder.depth = 32, 1
+        config.model.decoder.heads, config.model.decoder.mlp = 2, 64
+        config.compute.dtype = "float32"
+        config.checkpoint.every_steps = config.log.every_steps = 2
+        config.log.pictures = 1
+    elif arg:
+        raise ValueError(f"there is no variant {arg!r} of this config: use ':smoke'.")
+    return config

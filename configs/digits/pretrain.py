@@ -1,0 +1,111 @@
+"""Pretraining on the built-in digits: minutes on two CPU cores.
+
+    python -m data.digits --out datasets/digits_clips
+    python -m data.prepare datasets/digits_clips/clips.csv --out datasets/digits
+    python -m av_mae.main --config=configs/digits/pretrain.py --workdir=runs/pretrain
+
+`make demo` does all of this. The result stands in the README. `:smoke` is a run of
+seconds, for testing.
+"""
+
+import ml_collections
+
+
+def get_config(arg=""):
+    config = ml_collections.ConfigDict()
+    config.trainer = "pretrain"
+    config.mode = "train"
+    config.seed = 0
+    config.modalities = ("rgb", "spectrogram")
+    config.batch_size = 128
+    config.epochs = 30.0
+    config.steps = 0
+
+    config.data = dict(
+        dir="datasets/digits",
+        split="train",
+        fps=25.0,
+        num_frames=16,
+        stride=3,
+        size=64,
+        short_side=64,
+        crop="center",
+        audio_seconds=2.0,
+        audio_align="proportional",
+        samples_per_clip=1,
+        views=1,
+        crops=1,
+        threads=2,
+        workers=0,
+        cache=True,
+        resize="antialias",
+        missing_modalities=True,
+        limit=0,
+    )
+
+    config.picture = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    config.spectrogram = dict(preset="mbt", normalise="dataset", mean=0.0, std=1.0)
+
+    config.model = dict(
+        variant="Ti/16x2",
+        width=128,
+        depth=4,
+        heads=4,
+        mlp=512,
+        fusion="mid",
+        fusion_layers=2,
+        positions="sinusoidal",
+        drop_path=0.0,
+        drop_path_rescale=True,
+    )
+    config.model.decoder = dict(kind="shared", width=64, depth=2, heads=4, mlp=256)
+
+    config.mask = dict(
+        rgb=dict(kind="tube", ratio=0.75), spectrogram=dict(kind="random", ratio=0.7)
+    )
+    config.objective = dict(
+        kind="reconstruct",
+        target="standardised",
+        weights=dict(rgb=0.5, spectrogram=0.5),
+    )
+    config.augment = dict(flip=0.0)
+
+    config.optimizer = dict(
+        name="adamw",
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.05,
+        decay_rules=((".*kernel", 1.0), (".*", 0.0)),
+        clip_norm=0.0,
+        layer_decay=1.0,
+    )
+    config.schedule = dict(
+        learning_rate_per_256=2e-3, warmup_epochs=4.0, floor_per_256=0.0
+    )
+
+    config.parallel = dict(data=-1, fsdp=1)
+    config.compute = dict(dtype="float32", accumulate=1)
+
+    config.checkpoint = dict(every_steps=200, keep=2)
+    config.log = dict(every_steps=20, pictures=4)
+    config.eval = dict(every_epochs=10.0, split="test", batch_size=128)
+
+    config.init_from = dict(checkpoint_path="", allow_fresh=(), allow_unused=())
+
+    if arg == "smoke":
+        config.steps = 4
+        config.batch_size = config.eval.batch_size = 4
+        config.data.num_frames, config.data.size, config.data.short_side = 4, 32, 32
+        config.data.audio_seconds = 0.64
+        config.data.threads = 2
+        config.model.width, config.model.depth = 32, 3
+        config.model.heads, config.model.mlp = 2, 64
+        config.model.decoder.width, config.model.decoder.depth = 32, 1
+        config.model.decoder.heads, config.model.decoder.mlp = 2, 64
+        config.compute.dtype = "float32"
+        config.checkpoint.every_steps = config.log.every_steps = 2
+        config.log.pictures = 1
+    elif arg:
+        raise ValueError(f"there is no variant {arg!r} of this config: use ':smoke'.")
+    return config

@@ -1,0 +1,104 @@
+"""Finetuning on your own folder of clips, one sub-folder for each class.
+
+    python -m av_mae.main --config=configs/folder/finetune.py \
+        --workdir=runs/finetune \
+        --config.init_from.checkpoint_path=runs/pretrain
+
+The number of classes comes from the data set. Clips of several classes (a CSV whose
+labels are separated by `|`) want `--config.objective.kind=sigmoid`. No expected result:
+the data are yours. `:smoke` is a run of seconds on a CPU.
+"""
+
+import ml_collections
+
+
+def get_config(arg=""):
+    config = ml_collections.ConfigDict()
+    config.trainer = "finetune"
+    config.mode = "train"
+    config.seed = 0
+    config.modalities = ("rgb", "spectrogram")
+    config.batch_size = 32
+    config.epochs = 50.0
+    config.steps = 0
+
+    config.data = dict(
+        dir="datasets/folder",
+        split="train",
+        fps=25.0,
+        num_frames=16,
+        stride=4,
+        size=224,
+        short_side=256,
+        crop="random",
+        audio_seconds=4.0,
+        audio_align="window",
+        samples_per_clip=1,
+        views=4,
+        crops=1,
+        threads=8,
+        workers=0,
+        cache=False,
+        resize="antialias",
+        missing_modalities=True,
+        limit=0,
+    )
+
+    config.picture = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    config.spectrogram = dict(preset="mbt", normalise="dataset", mean=0.0, std=1.0)
+
+    config.model = dict(
+        variant="S/16x2",
+        width=0,
+        depth=0,
+        heads=0,
+        mlp=0,
+        classes=0,
+        fusion="bottleneck",
+        fusion_layer=8,
+        bottlenecks=4,
+        pool="mean",
+        positions="sinusoidal",
+        drop_path=0.1,
+        drop_path_rescale=True,
+    )
+    config.objective = dict(kind="softmax", label_smoothing=0.1)
+    config.augment = dict(flip=0.5)
+
+    config.optimizer = dict(
+        name="adamw",
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        weight_decay=0.05,
+        decay_rules=((".*kernel", 1.0), (".*", 0.0)),
+        clip_norm=1.0,
+        layer_decay=0.75,
+    )
+    config.schedule = dict(
+        learning_rate_per_256=1e-3, warmup_epochs=5.0, floor_per_256=0.0
+    )
+
+    config.parallel = dict(data=-1, fsdp=1)
+    config.compute = dict(dtype="bfloat16", accumulate=1)
+
+    config.checkpoint = dict(every_steps=500, keep=2)
+    config.log = dict(every_steps=100)
+    config.eval = dict(every_epochs=1.0, split="validation", batch_size=32)
+
+    config.init_from = dict(checkpoint_path="", allow_fresh=(), allow_unused=())
+
+    if arg == "smoke":
+        config.steps = 4
+        config.batch_size = config.eval.batch_size = 4
+        config.data.num_frames, config.data.size, config.data.short_side = 4, 32, 32
+        config.data.audio_seconds = 0.64
+        config.data.threads = 2
+        config.model.width, config.model.depth = 32, 3
+        config.model.heads, config.model.mlp = 2, 64
+        config.model.fusion_layer = 1
+        config.compute.dtype = "float32"
+        config.checkpoint.every_steps = config.log.every_steps = 2
+    elif arg:
+        raise ValueError(f"there is no variant {arg!r} of this config: use ':smoke'.")
+    return config

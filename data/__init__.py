@@ -34,16 +34,16 @@ class ConfigError(DataError):
 class Clip:
     """One clip: the schema, as a table. Time 0 is the first wanted moment of picture.
 
-    | field       | type                   | meaning                                    |
-    |-------------|------------------------|--------------------------------------------|
-    | frames      | uint8 [t h w 3] / None | RGB at the constant rate `fps`, even h, w; |
-    |             |                        | or a one-pass iterator of uint8 [h w 3]    |
-    | fps         | float                  | frames a second (0.0 without picture)      |
-    | waveform    | int16 [s] / None       | mono; sample i belongs to i / sample_rate  |
-    | sample_rate | int                    | Hz                                         |
-    | problems    | tuple or list of str   | what was lost in reading; a list while the |
-    |             |                        | frames are an iterator, whole at its end   |
-    | source      | dict                   | facts of the file (media.MediaInfo)        |
+    | field       | type                  | meaning                                 |
+    |-------------|-----------------------|-----------------------------------------|
+    | frames      | uint8 [t h w 3], None | RGB at the rate `fps`, h and w even; or |
+    |             |                       | a one-pass iterator of uint8 [h w 3]    |
+    | fps         | float                 | frames a second (0.0 without picture)   |
+    | waveform    | int16 [s], None       | mono; sample i is at i / sample_rate    |
+    | sample_rate | int                   | Hz                                      |
+    | problems    | tuple or list of str  | what was lost in reading; a list, whole |
+    |             |                       | at their end, if frames are an iterator |
+    | source      | dict                  | facts of the file (media.MediaInfo)     |
     """
 
     frames: np.ndarray | Iterable[np.ndarray] | None

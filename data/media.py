@@ -436,8 +436,10 @@ class _Run:
 
     def finish(self) -> tuple[float, np.ndarray]:
         """Where it begins, by the median of its timestamps (seconds), and its int16."""
-        self.chunks += [x.to_ndarray()[0] for x in self.resampler.resample(None)]
+        if self.chunks:
+            self.chunks += [x.to_ndarray()[0] for x in self.resampler.resample(None)]
         samples = np.concatenate([np.zeros(0, np.int16), *self.chunks])
+        self.chunks = []  # an hour is 115 MB
         return self.begin + float(np.median(self.errors)), samples
 
 
@@ -453,6 +455,9 @@ def _runs(frames: Iterable, origin: float, rate, start, stop, decoding) -> Itera
     """
     run, shift = None, 0.0
     for frame in frames:
+        if not frame.sample_rate:
+            decoding.note("sound without a sample rate is left out")
+            continue
         expected = run.end if run else 0.0
         seconds = _time(frame) - origin + shift
         if math.isnan(seconds):
@@ -487,18 +492,21 @@ def _sound(path, info: MediaInfo, rate: int, start, end, decoding) -> np.ndarray
     begin = info.origin + start if start else None
     frames = _frames_from(path, "audio", begin, 0.5, decoding)
     pieces, count = [], 0
+    limit = None if end is None else round((end - start) * rate)
     for at, samples in _runs(frames, info.origin, rate, start, stop, decoding):
         missing = round((at - start) * rate) - count
         samples = samples[max(0, -missing) :]
         if samples.size:
-            pieces += [np.zeros(max(0, missing), np.int16), samples]
+            if missing > 0:
+                pieces.append(np.zeros(missing, np.int16))
+            pieces.append(samples)
             count += max(0, missing) + samples.size
             decoding.filled += max(0, missing) / rate
     if not count:
         return None
-    decoding.seconds = count / rate
-    limit = None if end is None else round((end - start) * rate)
-    return np.concatenate(pieces)[:limit]
+    waveform = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    decoding.seconds = len(waveform[:limit]) / rate
+    return waveform[:limit]
 
 
 # ------------------------------------------------------------------------------ reading
@@ -609,13 +617,14 @@ def _then(items: Iterator, at_end: Callable) -> Iterator:
 def _problems(info, picture, sound, has_picture, waveform, start, end) -> list[str]:
     """What the user should know of this clip beside its frames and sound."""
     told = picture.problems() + sound.problems()
+    length = math.inf if end is None else end - (start or 0.0)
     where = "" if start is None and end is None else f" between {start} and {end} s"
     if info.video_codec and not has_picture:
         told.append(f"no picture ({info.video_codec}) can be decoded{where}")
     if info.audio_codec and waveform is None:
         told.append(f"no sound ({info.audio_codec}) can be decoded{where}")
     if has_picture and waveform is not None:
-        seen, heard = picture.seconds, sound.seconds
+        seen, heard = min(picture.seconds, length), sound.seconds
         if heard < seen - WORTH_TELLING:
             told.append(f"sound ends after {heard:.1f} s of {seen:.1f} s")
         if seen < heard - WORTH_TELLING:

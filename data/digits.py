@@ -47,8 +47,7 @@ from data import DataError
 
 WORDS = "zero one two three four five six seven eight nine".split()
 ACCENTS = (
-    "en-us en-us-nyc en-029 en en-gb-scotland en-gb-x-rp en-gb-x-gbclan "
-    "en-gb-x-gbcwmd"
+    "en-us en-us-nyc en-029 en en-gb-scotland en-gb-x-rp en-gb-x-gbclan en-gb-x-gbcwmd"
 ).split()
 SPLITS = ("train", "test")
 SIZE, FPS, FRAMES = 64, 25, 50  # pixels a side, frames a second, frames a clip
@@ -294,14 +293,14 @@ def _draws(seed: int, split: str, number: int) -> np.random.Generator:
     return np.random.default_rng((seed, SPLITS.index(split), number))
 
 
-def _make_chunk(folder, split, numbers, seed, images, labels, names) -> None:
+def _make_chunk(folder, split, numbers, seed, images, labels) -> None:
     """Clips `numbers` of a split. Runs in a fresh process, words first and in order.
 
     That, and chunks of one fixed size, makes the sound the same for any number of jobs.
     """
     speaker = Speaker(seed=seed + numbers[0])
     generators = [_draws(seed, split, n) for n in numbers]
-    words = []
+    words, names = [], voices(split)
     for number, rng in zip(numbers, generators, strict=True):
         voice, accent = rng.choice(names), rng.choice(ACCENTS)
         pitch, rate = int(rng.uniform(*PITCH)), int(rng.uniform(*WORDS_PER_MINUTE))
@@ -313,52 +312,62 @@ def _make_chunk(folder, split, numbers, seed, images, labels, names) -> None:
         write(Path(folder) / f"{number:05}.mp4", grey, tint, sound(word, rng))
 
 
-def _run_in_fresh_process(context, arguments) -> None:
-    process = context.Process(target=_make_chunk, args=arguments)
-    process.start()
-    process.join()
-    if process.exitcode:
-        numbers = arguments[2]
-        raise DataError(
-            f"making the {arguments[1]} clips {numbers[0]} to {numbers[-1]} failed "
-            f"(exit code {process.exitcode}; its own message is above)"
-        )
-
-
-def make(out, train: int = 4000, test: int = 4000, seed: int = 0, jobs: int = 0) -> Path:
+def make(
+    out, train: int = 4000, test: int = 4000, seed: int = 0, jobs: int = 0
+) -> Path:
     """Make the data set in folder `out`; the path of its manifest `clips.csv`.
 
     `jobs` processes work at a time, 0: one for each processor. DataError when espeak-ng
     is not installed or a process fails.
     """
     _load_espeak()
+    if min(train, test, seed, jobs) < 0:
+        raise DataError("digits: train, test, seed and jobs cannot be negative")
     out = Path(out)
-    # A fork server starts each fresh process with the imports done; Windows has none.
-    fast = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if fast else "spawn")
-    if fast:
-        context.set_forkserver_preload(["av", "numpy", "PIL.Image", "PIL.ImageFilter"])
-    rows, work = [], []
+    rows, chunks = [], []
     for split, count in zip(SPLITS, (train, test), strict=True):
         (out / split).mkdir(parents=True, exist_ok=True)
         images, labels = scans(split)
         for first in range(0, count, _CHUNK):
-            numbers = list(range(first, min(first + _CHUNK, count)))
-            folder = str(out / split)
-            names = voices(split)
-            work.append((folder, split, numbers, seed, images, labels, names))
-        rows += [
-            (f"{split}/{n:05}.mp4", "", "", WORDS[n % 10], split) for n in range(count)
-        ]
-    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-        for _ in pool.map(lambda arguments: _run_in_fresh_process(context, arguments), work):
-            pass
+            numbers = range(first, min(first + _CHUNK, count))
+            chunks.append((str(out / split), split, numbers, seed, images, labels))
+        paths = [f"{split}/{number:05}.mp4" for number in range(count)]
+        rows += [(p, "", "", WORDS[n % 10], split) for n, p in enumerate(paths)]
+    _run_in_fresh_processes(chunks, jobs or os.cpu_count())
     manifest = out / "clips.csv"
     with open(manifest, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "start", "end", "label", "split"))
         writer.writerows(rows)
     return manifest
+
+
+def _run_in_fresh_processes(chunks: list[tuple], jobs: int) -> None:
+    """`_make_chunk` of each chunk, each in a process of its own, `jobs` at a time."""
+    # A fork server starts a process with the imports done; Windows has none.
+    fast = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if fast else "spawn")
+    if fast:
+        context.set_forkserver_preload(["av", "numpy", "PIL.Image", "PIL.ImageFilter"])
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for _ in pool.map(lambda chunk: _run_in_fresh_process(context, chunk), chunks):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _run_in_fresh_process(context, chunk: tuple) -> None:
+    process = context.Process(target=_make_chunk, args=chunk)
+    process.start()
+    process.join()
+    if process.exitcode:
+        _, split, numbers, *_ = chunk
+        raise DataError(
+            f"making the {split} clips {numbers[0]} to {numbers[-1]} failed (exit code "
+            f"{process.exitcode}; its own message is above): free the disk or memory "
+            "that it lacks and run the same command again"
+        )
 
 
 def main(arguments=None) -> int:

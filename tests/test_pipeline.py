@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from data import Clip, ConfigError, RecordError, pipeline, records, sampling
 
@@ -133,7 +134,7 @@ def prepared(tmp_path_factory):
 
 def load_prepared(folder, **fields):
     config = CONFIG | dict(dir=str(folder), size=24, short_side=32) | fields
-    return pipeline.load(SimpleNamespace(**config), "train", sample_rate=RATE)
+    return pipeline.load(ConfigDict(config), "train", sample_rate=RATE)
 
 
 def take(iterator, count):

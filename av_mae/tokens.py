@@ -14,6 +14,8 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int, Shaped
 
+from av_mae import choose
+
 
 def grid_of(shape: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
     """Number of whole patches along each axis; `shape` is without batch, channels."""
@@ -65,11 +67,22 @@ def sinusoid(n: int, d: int) -> Float[np.ndarray, "n d"]:
     return table.reshape(n, d).astype(np.float32)
 
 
+def _sinusoidal(module: nn.Module, n: int, d: int) -> Array:
+    return jnp.asarray(sinusoid(n, d))
+
+
+def _learned(module: nn.Module, n: int, d: int) -> Array:
+    """A parameter, from normal(0.02) as Scenic's `learned_1d`."""
+    return module.param("embedding", nn.initializers.normal(0.02), (n, d), jnp.float32)
+
+
+POSITIONS = {"sinusoidal": _sinusoidal, "learned": _learned}
+
+
 class Positions(nn.Module):
     """Adds to each token its position's vector, looked up by token index.
 
-    `kind` is "sinusoidal" (fixed) or "learned" (normal(0.02), Scenic's `learned_1d`);
-    `n` is the number of tokens of the whole grid.
+    `kind` is a name of POSITIONS; `n` is the number of tokens of the whole grid.
     """
 
     kind: str
@@ -79,12 +92,8 @@ class Positions(nn.Module):
     def __call__(
         self, x: Float[Array, "b k d"], index: Int[Array, "b k"] | None = None
     ) -> Float[Array, "b k d"]:
-        d = x.shape[-1]
-        if self.kind == "learned":
-            init = nn.initializers.normal(0.02)
-            table = self.param("embedding", init, (self.n, d), jnp.float32)
-        else:
-            table = jnp.asarray(sinusoid(self.n, d))
+        make = choose("model.positions", self.kind, POSITIONS)
+        table = make(self, self.n, x.shape[-1])
         table = table.astype(x.dtype)
         if index is None:
             return x + table[None]

@@ -1,0 +1,115 @@
+"""Token order against loops, positions against the published table."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scenic import SHARED
+
+from av_mae import ConfigError, tokens
+
+VIDEOMAE = SHARED / "fixtures" / "videomae" / "mcg_recipe"
+
+
+def test_tubes_are_ordered_t_h_w_and_their_values_t_h_w_c():
+    clip = np.random.default_rng(0).normal(size=(2, 4, 6, 9, 3))
+    found = np.asarray(tokens.patchify(jnp.asarray(clip, jnp.float32), (2, 3, 3)))
+    assert found.shape == (2, 2 * 2 * 3, 2 * 3 * 3 * 3)
+    for t in range(2):
+        for h in range(2):
+            for w in range(3):
+                wanted = []
+                for dt in range(2):
+                    for dh in range(3):
+                        for dw in range(3):
+                            for c in range(3):
+                                place = (2 * t + dt, 3 * h + dh, 3 * w + dw, c)
+                                wanted.append(clip[(1, *place)])
+                token = (t * 2 + h) * 3 + w
+                np.testing.assert_array_equal(found[1, token], np.float32(wanted))
+
+
+def test_patches_of_sound_are_ordered_time_frequency():
+    rows, bins = np.mgrid[0:6, 0:4]
+    sound = jnp.asarray((10 * rows + bins)[None, :, :, None])
+    found = tokens.patchify(sound, (3, 2))
+    # token 0: rows 0 to 2 of bins 0, 1; token 1: the same rows, bins 2, 3.
+    np.testing.assert_array_equal(found[0, 0], [0, 1, 10, 11, 20, 21])
+    np.testing.assert_array_equal(found[0, 1], [2, 3, 12, 13, 22, 23])
+    np.testing.assert_array_equal(found[0, 2], [30, 31, 40, 41, 50, 51])
+
+
+@pytest.mark.parametrize(
+    "shape, patch",
+    [
+        ((2, 4, 8, 12, 3), (2, 4, 4)),
+        ((2, 12, 8, 1), (4, 2)),
+        ((1, 3, 5, 7, 2), (1,) * 3),
+    ],
+)
+def test_unpatchify_inverts_patchify(shape, patch):
+    x = jax.random.normal(jax.random.key(0), shape)
+    patches = tokens.patchify(x, patch)
+    back = tokens.unpatchify(patches, tokens.grid_of(shape[1:-1], patch), patch)
+    np.testing.assert_array_equal(back, x)
+
+
+def test_what_fills_no_patch_is_dropped_at_the_end():
+    # 10 s of sound: 1000 rows of 128 mels give 62 by 8 patches, from rows 0 to 991.
+    assert tokens.grid_of((1000, 128), (16, 16)) == (62, 8)
+    sound = jnp.arange(1000.0)[None, :, None, None] * jnp.ones((1, 1, 128, 1))
+    patches = tokens.patchify(sound, (16, 16))
+    assert patches.shape == (1, 496, 256)
+    assert patches.max() == 991
+    np.testing.assert_array_equal(patches, tokens.patchify(sound[:, :992], (16, 16)))
+    whole = tokens.unpatchify(patches, (62, 8), (16, 16))
+    np.testing.assert_array_equal(whole, sound[:, :992])
+
+
+def test_patch_sides_of_the_modalities():
+    assert tokens.patch_sides((16, 2), "rgb") == (2, 16, 16)
+    assert tokens.patch_sides((16, 2), "spectrogram") == (16, 16)
+
+
+@pytest.mark.skipif(
+    not VIDEOMAE.is_dir(), reason=f"the published table is not at {VIDEOMAE}"
+)
+def test_sinusoid_is_the_published_table():
+    stored = np.load(VIDEOMAE / "recipe.npz")
+    rows = stored["sinusoid_1568x384_rows"]
+    assert len(rows) == 17 and rows[-1] > 1500
+    found = tokens.sinusoid(1568, 384)[rows]
+    np.testing.assert_allclose(found, stored["sinusoid_1568x384"], atol=1e-7)
+
+
+def test_sinusoid_by_hand():
+    found = tokens.sinusoid(5, 4)
+    assert found.dtype == np.float32
+    wanted = [np.sin(3), np.cos(3), np.sin(3 / 100), np.cos(3 / 100)]
+    np.testing.assert_allclose(found[3], wanted, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", tokens.POSITIONS)
+def test_positions_are_looked_up_by_index(kind):
+    module = tokens.Positions(kind, n=7)
+    x = jax.random.normal(jax.random.key(1), (2, 7, 4))
+    params = module.init(jax.random.key(0), x)
+    table = module.apply(params, jnp.zeros((1, 7, 4)))[0]  # n d
+    assert np.ptp(table, axis=0).min() > 0
+    np.testing.assert_allclose(module.apply(params, x), x + table, rtol=1e-6)
+    index = jnp.array([[6, 0, 3], [1, 1, 5]])
+    found = module.apply(params, x[:, :3], index)
+    np.testing.assert_allclose(found, x[:, :3] + table[index], rtol=1e-6)
+
+
+def test_learned_positions_are_parameters_and_fixed_ones_are_not():
+    x = jnp.zeros((1, 4096, 16))
+    assert not tokens.Positions("sinusoidal", 4096).init(jax.random.key(0), x)
+    params = tokens.Positions("learned", 4096).init(jax.random.key(0), x)["params"]
+    assert params["embedding"].shape == (4096, 16)
+    assert float(params["embedding"].std()) == pytest.approx(0.02, rel=0.02)
+
+
+def test_an_unknown_kind_of_positions_is_named():
+    with pytest.raises(ConfigError, match="model.positions is 'sinus.*'sinusoidal'?"):
+        tokens.Positions("sinusoid", 3).init(jax.random.key(0), jnp.zeros((1, 3, 4)))

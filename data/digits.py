@@ -17,16 +17,16 @@ Sound. The digit's English word in pink noise, spoken by espeak-ng, a rule-based
 synthesiser, from the package `espeakng-loader` (extra `demo`). espeak-ng is under
 GPL-3.0-or-later: it is loaded at run time only to make this demo data, and neither
 linked nor shipped with this project. A *voice* is one of espeak-ng's variants (the
-104 files of `voices/!v`: formants, pitch range, breath, roughness, echo); it speaks with
-any of `ACCENTS`, at a drawn pitch and rate. The voices of train (49) and test (55) are
-disjoint, and voices that differ only by a number at the end of their name (robosoft,
-robosoft2, ...) stay together. The accents are in both.
+104 files of `voices/!v`: formants, pitch range, breath, roughness, echo); it speaks
+with any of `ACCENTS`, at a drawn pitch and rate. The voices of train (49) and test (55)
+are disjoint, and voices that differ only by a number at the end of their name
+(robosoft, robosoft2, ...) stay together. The accents are in both.
 
 How hard both are was set with the linear baselines of `av_mae.baselines` alone, before
 any model was trained on them, and is fixed since: neither may pass .6 test accuracy
-from 200 labels. Measured on the files with seed 0 (first 1,000 clips of each split, five
-draws of 20 training clips a class): pooled log-mels .49 (.46 to .51), the middle frame
-.40 (.38 to .42), both .55 (.53 to .58); chance is .10.
+from 200 labels. Measured on the files of seed 0 (first 1,000 clips of each split, five
+draws of 20 training clips a class): pooled log-mels .49 (.46 to .51), middle frame .40
+(.38 to .42), both .55 (.53 to .58); chance is .10.
 
 The same seed gives the same files (on the same machine, with the same versions of the
 encoders) for any number of jobs, and a longer set begins with the clips of a shorter.
@@ -37,12 +37,12 @@ import csv
 import ctypes
 import functools
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import statistics
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -355,17 +355,22 @@ def _run_in_fresh_processes(chunks: list[tuple], jobs: int) -> None:
     context = multiprocessing.get_context("forkserver" if fast else "spawn")
     if fast:
         context.set_forkserver_preload(["av", "numpy", "PIL.Image", "PIL.ImageFilter"])
-    pool = ThreadPoolExecutor(jobs)
+    waiting, running = chunks[::-1], {}
     try:
-        for _ in pool.map(lambda chunk: _run_in_fresh_process(context, chunk), chunks):
-            pass
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                process = context.Process(target=_make_chunk, args=waiting[-1])
+                process.start()
+                running[process.sentinel] = process, waiting.pop()
+            for sentinel in multiprocessing.connection.wait(running):
+                _check(*running.pop(sentinel))
     finally:
-        pool.shutdown(cancel_futures=True)
+        for process, _ in running.values():
+            process.terminate()
+            process.join()
 
 
-def _run_in_fresh_process(context, chunk: tuple) -> None:
-    process = context.Process(target=_make_chunk, args=chunk)
-    process.start()
+def _check(process, chunk: tuple) -> None:
     process.join()
     if process.exitcode:
         _, split, numbers, *_ = chunk

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 
 from data import Clip, MediaError
 
@@ -104,6 +105,12 @@ class Geometry(NamedTuple):
 # ---------------------------------------------------------------- open, choose, decode
 
 
+# Metadata that is no UTF-8 must not cost the clip; PyAV 19 takes it as it is.
+_LENIENT = (
+    {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+)
+
+
 def open_media(path) -> av.container.InputContainer:
     """Opens a file with FFmpeg; MediaError with the reason where it cannot be.
 
@@ -115,7 +122,7 @@ def open_media(path) -> av.container.InputContainer:
         raise MediaError(f"{path}: there is no such file; correct the path.")
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
     try:
-        return av.open(f"file:{path}", metadata_errors="replace", options=options)
+        return av.open(f"file:{path}", options=options, **_LENIENT)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError(
             f"{path}: cannot be opened as media ({_reason(error)}; "
@@ -297,10 +304,13 @@ def _sizes(frame, pixel_aspect: float) -> dict:
     return dict(zip(names, (*shown, frame.width, frame.height), strict=True))
 
 
-def show(frame, place: Geometry) -> np.ndarray:
-    """A decoded frame as uint8 [h w 3], scaled by FFmpeg's swscale (bicubic)."""
-    rgb = frame.reformat(
-        place.width, place.height, "rgb24", interpolation="BICUBIC"
+def show(frame, place: Geometry, scaler: VideoReformatter) -> np.ndarray:
+    """A decoded frame as uint8 [h w 3], scaled by FFmpeg's swscale (bicubic).
+
+    One `scaler` serves a whole clip: setting one up costs more than scaling a frame.
+    """
+    rgb = scaler.reformat(
+        frame, place.width, place.height, "rgb24", interpolation="BICUBIC", threads=1
     ).to_ndarray()
     if place.transpose:
         rgb = rgb.transpose(1, 0, 2)
@@ -398,7 +408,7 @@ def _pictures(path, info, fps, late, short_side, start, end, decoding) -> Iterat
     frames = _frames_from(path, "video", begin, 0.0, decoding)
     timed = _forward(frames, info.origin + (start or 0.0), decoding)
     stop = math.inf if end is None else end - (start or 0.0)
-    place, shown, rgb = None, None, None
+    place, shown, rgb, scaler = None, None, None, VideoReformatter()
     for frame in _resample(timed, fps, late, stop, decoding):
         place = place or geometry(frame, info.pixel_aspect, short_side)
         if frame is not shown:
@@ -409,7 +419,7 @@ def _pictures(path, info, fps, late, short_side, start, end, decoding) -> Iterat
                 decoding.note("the picture changes its size; scaled to the first one's")
             shown = frame
             try:
-                rgb = show(frame, place)
+                rgb = show(frame, place, scaler)
             except (av.FFmpegError, MemoryError, ValueError) as error:
                 decoding.bad_packets += 1
                 decoding.reason = _reason(error)

@@ -104,6 +104,9 @@ def test_threads_read_the_same_record_alike(payload):
 def test_encoding_is_deterministic_and_streams():
     clip = lambda frames: encode(Clip(frames, 25.0, noise()), "clip")
     assert clip(moving_picture()) == clip(iter(moving_picture()))
+    # x264's mbtree failed here, at this size, in one run of ten.
+    small = moving_picture(12, height=96, width=64)
+    assert len({clip(small) for _ in range(40)}) == 1
 
 
 @pytest.mark.parametrize("waveform", [None, np.zeros(0, np.int16)])
@@ -339,7 +342,7 @@ def test_tensorflow_parses_the_example(payload):
 def test_real_clips_keep_35_db_on_average():
     names = ("bigbuckbunny_5.1.mp4", "mmaction_test.avi", "rabbit320.webm")
     values = [real_psnr(CLIPS / name) for name in names]
-    assert min(values) >= 34 and np.mean(values) >= 35
+    assert min(values) >= 33.5 and np.mean(values) >= 35
 
 
 def real_psnr(path):

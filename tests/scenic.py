@@ -5,7 +5,9 @@ in Scenic}. A QKV kernel of ours is three arrays there.
 """
 
 import functools
+import gzip
 import json
+import math
 import re
 from pathlib import Path
 
@@ -21,6 +23,12 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 SCENIC = SHARED / "fixtures" / "scenic"
 needed = pytest.mark.skipif(
     not SCENIC.is_dir(), reason=f"the published numbers are not at {SCENIC}"
+)
+
+# Compiling takes nearly all of a small test's time; the numbers are the same to
+# rounding.
+quick = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
 )
 
 ENCODERS = {
@@ -167,3 +175,24 @@ def write(tree, places: dict[str, str]) -> dict[str, np.ndarray]:
             parts = np.moveaxis(np.asarray(value), _axis(ours), 0)
         found |= dict(zip(theirs, parts, strict=True))
     return found
+
+
+@functools.cache
+def large(name: str) -> dict:
+    """The table {inputs, n_params, params: {name: shape}} of a published L model."""
+    path = SCENIC / "checkpoint" / "large_config_param_shapes.json.gz"
+    return json.loads(gzip.decompress(path.read_bytes()))[name]
+
+
+def assert_shapes(abstract, places: dict[str, str], published: dict[str, list[int]]):
+    """Every published parameter has one of ours with as many values, and no more.
+
+    Two layouts differ: QKV is one array, and a patch embedding is flat.
+    """
+    found = {}
+    for ours, leaf in named(abstract).items():
+        theirs = names(ours, places)
+        found |= {name: leaf.size // len(theirs) for name in theirs}
+        if len(theirs) == 1 and not ours.startswith("embed/"):
+            assert list(leaf.shape) == published[theirs[0]], ours
+    assert found == {name: math.prod(shape) for name, shape in published.items()}

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from scenic import quick
 
 from av_mae import ConfigError, transformer
 from av_mae.transformer import BlockOptions, DropPath, Stack
@@ -53,7 +54,7 @@ def test_heads_that_do_not_divide_the_width_are_named():
 # One program each: op by op, jax would compile every operation.
 def init(module, x):
     """First parameters."""
-    return jax.jit(module.init)(jax.random.key(0), x)["params"]
+    return quick(module.init)(jax.random.key(0), x)["params"]
 
 
 def apply(module, params, x, present=None, train=False, seed=0, **options):
@@ -63,7 +64,7 @@ def apply(module, params, x, present=None, train=False, seed=0, **options):
         rngs = {"drop_path": jax.random.key(seed)}
         return module.apply({"params": params}, x, present, train, rngs=rngs, **options)
 
-    return jax.jit(run)(params, x, present)
+    return quick(run)(params, x, present)
 
 
 def stack_of(depth=2, rate=0.0, **options):

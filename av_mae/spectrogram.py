@@ -52,8 +52,9 @@ def log_mel(
     front_end = PRESETS[preset]
     scale = 2.0**-15 if jnp.issubdtype(waveform.dtype, jnp.integer) else 1.0
     frames = frame(jnp.asarray(waveform, jnp.float32) * scale, front_end)
-    real, imaginary = fourier_matrices(front_end)
-    power = product(frames, real) ** 2 + product(frames, imaginary) ** 2
+    even, odd = fold(frames)
+    cosines, sines = fourier_matrices(front_end)
+    power = product(even, cosines) ** 2 + product(odd, sines) ** 2
     mels = product(power, mel_matrix(front_end))
     return jnp.log(mels + front_end.offset)[..., None]
 
@@ -74,14 +75,29 @@ def frame(
     return jnp.concatenate(shifted, axis=-1)[..., : preset.window]
 
 
+def fold(
+    frames: Float32[Array, "*b window"],
+) -> tuple[Float32[Array, "*b half"], Float32[Array, "*b half"]]:
+    """Sums and differences of the samples m before and m after the window's middle.
+
+    Taken about the middle, the real part of the transform sees only the even half of a
+    frame and the imaginary part only the odd one: half the multiplications, and the
+    power is the same. The first sample, which a periodic Hann window sets to 0, is out.
+    """
+    half = frames.shape[-1] // 2
+    after, before = frames[..., half:], frames[..., half:0:-1]
+    return after + before, after - before
+
+
 def fourier_matrices(
     preset: Preset,
-) -> tuple[Float32[np.ndarray, "window bins"], Float32[np.ndarray, "window bins"]]:
-    """Real and imaginary part of the windowed transform (window included)."""
-    sample = np.arange(preset.window)
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * sample / preset.window)
+) -> tuple[Float32[np.ndarray, "half bins"], Float32[np.ndarray, "half bins"]]:
+    """Cosines and sines for the two halves of `fold` (window included)."""
+    middle = np.arange(preset.window // 2)
+    hann = 0.5 + 0.5 * np.cos(2 * np.pi * middle / preset.window)
+    hann[0] /= 2  # the middle is in its sum twice
     # The phase is reduced in integers first: large angles would cost accuracy.
-    turns = np.outer(sample, np.arange(preset.fft // 2 + 1)) % preset.fft / preset.fft
+    turns = np.outer(middle, np.arange(preset.fft // 2 + 1)) % preset.fft / preset.fft
     transform = hann[:, None] * np.exp(-2j * np.pi * turns)
     return transform.real.astype(np.float32), transform.imag.astype(np.float32)
 

@@ -44,6 +44,8 @@ SETTINGS_VERSION = 1  # of what this file and media.py make of the same argument
 CLIPS_PER_SHARD = 256  # 10 s clips: about 150 MB
 STALL = 600.0  # s without a new frame after which a worker is given up
 BEAT = 1.0  # s between a worker's signs of life
+AHEAD = 8  # clips a worker that may be done before the one that is next in order,
+HELD_BYTES = 512 << 20  # unless they take more memory than this
 LOST_SHARE = 0.01  # of the clips without a modality, from which on a warning is due
 SHOWN = 30  # failures and classes on screen; report.json has all
 
@@ -81,8 +83,8 @@ def prepare(
     out: str | os.PathLike,
     name: str | None = None,
     split: dict[str, float] | None = None,
-    short_side: int | None = 256,
-    fps: float | None = 25.0,
+    short_side: int | str = 256,
+    fps: float | str = 25.0,
     frames: str = "h264",
     sample_rate: int = 16000,
     jobs: int | None = None,
@@ -96,8 +98,8 @@ def prepare(
         name: of the data set; None: the name of the folder `out`.
         split: {split: fraction} for clips whose split the source does not name, the sum
             1; None: train .9, validation .1.
-        short_side: pixels that the picture is shrunk to; None: as in the source.
-        fps: frames a second; None: as in the source.
+        short_side: pixels that the picture is shrunk to, or "source": as it is.
+        fps: frames a second, or "source": as they are.
         frames: "h264" or "jpeg".
         sample_rate: of the sound, in Hz.
         jobs: worker processes; None: one a core. A script that calls this needs the
@@ -160,9 +162,10 @@ def _plan(rows: list[manifest.Row], settings: dict, folder: Path) -> dict:
     facts = [(row.id, row.start, row.end, row.labels, row.split) for row in rows]
     digest = hashlib.sha256(json.dumps(sorted(facts, key=str)).encode()).hexdigest()
     remembered = dict(settings, clips=len(rows), manifest=digest, shards=counts)
-    return dict(
-        name=folder.parent.name, labels=names, shards=shards, settings=remembered
-    )
+    hashed = any(row.split is None for row in rows)
+    empty = [s for s in settings["split"] if hashed and s not in splits]
+    plan = dict(name=folder.parent.name, labels=names, shards=shards)
+    return plan | dict(settings=remembered, empty_splits=empty)
 
 
 def _hashes(id: str) -> tuple[int, int]:
@@ -239,7 +242,7 @@ def _check_settings(out: Path, stored: dict, wanted: dict) -> None:
 def _words(value) -> str:
     if isinstance(value, dict):
         return ",".join(f"{name}={share:g}" for name, share in value.items())
-    return "source" if value is None else f"{value}"
+    return f"{value}"
 
 
 # ---------------------------------------------------------------------------- the work
@@ -308,8 +311,8 @@ def make_record(job: Job, beat=lambda: None) -> bytes:
     row, settings = job.row, job.settings
     clip = media.read(
         row.path,
-        fps=settings["fps"],
-        short_side=settings["short_side"],
+        fps=_number(settings["fps"]),
+        short_side=_number(settings["short_side"]),
         sample_rate=settings["sample_rate"],
         start=row.start,
         end=row.end,
@@ -322,6 +325,11 @@ def make_record(job: Job, beat=lambda: None) -> bytes:
     facts["sha256"] = _sha256(row.path, stat.st_size, stat.st_mtime_ns)
     facts["settings_version"] = settings["version"]
     return records.encode(clip, row.id, job.labels, facts, settings["frames"])
+
+
+def _number(setting) -> float | int | None:
+    """What media.py wants: None for "source"."""
+    return None if setting == "source" else setting
 
 
 def _beating(frames: Iterable, beat) -> Iterator:
@@ -349,10 +357,10 @@ def run_jobs(jobs: list[Job], count: int, meter, work=make_record) -> Iterator[O
     try:
         for wanted in range(len(jobs)):
             while wanted not in outcomes:
+                held = sum(len(done.payload or b"") for done in outcomes.values())
+                limit = wanted + (AHEAD * count if held < HELD_BYTES else 1)
                 for worker in workers:
-                    if worker.number is None and started < min(
-                        len(jobs), wanted + 8 * count
-                    ):
+                    if worker.number is None and started < min(limit, len(jobs)):
                         worker.start(started, jobs[started])
                         started += 1
                 for place, outcome in _wait(workers):
@@ -406,11 +414,12 @@ class Worker:
         """An outcome; None for a sign of life."""
         self.alive_at = time.monotonic()
         try:
-            message = self.pipe.recv()
+            reason = self.pipe.recv()
+            payload = self.pipe.recv_bytes() if reason == "" else None
         except (EOFError, OSError):
             return self._post_mortem()
         self.ready = True
-        return message
+        return None if reason is None else Outcome(payload, reason)
 
     def _post_mortem(self) -> Outcome:
         self.process.join(10)
@@ -433,20 +442,24 @@ class Worker:
 
 
 def _serve(pipe, work) -> None:
-    """The life of a worker: jobs in; None as a sign of life, and outcomes, out."""
+    """The life of a worker: jobs in; out come None as a sign of life, the reason why
+    there is no record, or "" and a record (in bytes: pickled it would be there twice).
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     beat = _Beat(pipe)
     beat.send()
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         while True:
-            job = pipe.recv()
+            job, payload = pipe.recv(), None
             try:
-                outcome = Outcome(work(job, beat))
+                payload = work(job, beat)
             except DataError as error:
-                outcome = Outcome(None, str(error))
+                pipe.send(str(error) or "DataError")
             except Exception as error:  # a bad clip never stops the run
-                outcome = Outcome(None, f"{type(error).__name__}: {error}")
-            pipe.send(outcome)
+                pipe.send(f"{type(error).__name__}: {error}")
+            else:
+                pipe.send("")
+                pipe.send_bytes(payload)
 
 
 class _Beat:
@@ -532,6 +545,7 @@ def _report(plan, done, splits, passed_over, folder) -> dict:
         clips=len(clips),
         hours=sum(clip["seconds"] for clip in clips) / 3600,
         splits=splits,
+        empty_splits=plan["empty_splits"],
         failed=sorted(failed, key=lambda clip: clip["id"]),
         without_audio=ids(lambda clip: not clip["index"]["has_audio"]),
         without_rgb=ids(lambda clip: not clip["index"]["has_rgb"]),
@@ -629,20 +643,19 @@ def _lines(report: dict) -> Iterator[str]:
         lost = sum(counts[key] for counts in splits)
         if lost > LOST_SHARE * report["clips"]:
             yield f"WARNING: {lost} of {report['clips']} clips have no {what}."
-    for split in report["settings"]["split"]:
-        if split not in report["splits"]:
-            yield f"WARNING: no clip fell into the split {split}; there is none."
+    for split in report.get("empty_splits", []):
+        yield f"WARNING: no clip fell into the split {split}; there is none."
 
 
 # ------------------------------------------------------------------------- the command
 
 
 def _source_or(type_):
-    """Parses a positive number, or "source" as None."""
+    """Parses a positive number, or "source"."""
 
     def parse(text: str):
         if text == "source":
-            return None
+            return text
         value = type_(text)
         if not 0 < value < math.inf:
             raise ValueError(text)

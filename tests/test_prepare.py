@@ -179,7 +179,7 @@ def test_a_complete_set_is_left_alone_and_other_settings_are_refused(source, tmp
     again = prepare.prepare(source, tmp_path / "set", jobs=1)
     assert again == first | {"already_complete": True}
     for change, words in (
-        (dict(fps=None), "started with fps 25.0, not source"),
+        (dict(fps="source"), "started with fps 25.0, not source"),
         (dict(short_side=128), "started with short-side 256, not 128"),
         (dict(frames="jpeg"), "started with frames h264, not jpeg"),
         (dict(sample_rate=8000), "started with sample-rate 16000, not 8000"),
@@ -219,11 +219,24 @@ def test_a_csv_with_splits_labels_and_cuts(tmp_path):
     (tmp_path / "in" / "clips.csv").write_text("\n".join(lines))
     report = prepare.prepare(tmp_path / "in" / "clips.csv", tmp_path / "out", jobs=2)
     assert {s: c["clips"] for s, c in report["splits"].items()} == dict(train=1, test=1)
+    assert report["empty_splits"] == []  # nothing was left to the fractions
     record = Record(Records(tmp_path / "out", "test")[0])
     assert record.id == "a.mkv@0.4-1.2" and record.labels == (1, 0)
     assert (record.num_frames, record.num_samples) == (20, 12800)
     np.testing.assert_array_equal(record.waveform(), noise(1, 32000)[6400:19200])
     assert (record.facts["start"], record.facts["end"]) == (0.4, 1.2)
+
+
+def test_source_size_and_rate_are_kept(tmp_path):
+    make_file(tmp_path / "in" / "a.mkv", size=(322, 260), fps=10)
+    report = prepare.prepare(
+        tmp_path / "in", tmp_path / "out", short_side="source", fps="source", jobs=1
+    )
+    (split,) = report["splits"]
+    assert report["empty_splits"] == list({"train", "validation"} - {split})
+    record = Record(Records(tmp_path / "out", split)[0])
+    assert (record.width, record.height) == (322, 260)
+    assert (record.fps, record.num_frames) == (10.0, 12)
 
 
 def test_splits_are_made_by_the_hash_of_the_id():
@@ -348,7 +361,7 @@ def test_options_are_understood():
         "in --out o --split test=1 --short-side source --fps source".split()
     )
     assert options.split == dict(test=1.0)
-    assert options.short_side is None and options.fps is None
+    assert options.short_side == options.fps == "source"
     options = prepare.parse("in --out o --fps 29.97".split())
     assert options.split == dict(train=0.9, validation=0.1)
     assert (options.fps, options.short_side) == (29.97, 256)

@@ -325,6 +325,15 @@ def test_tfds_opens_the_folder(tmp_path, kind):
         assert example["audio"] == record._fields["audio"]
 
 
+@pytest.mark.parametrize("kind", ["h264", "jpeg"])
+def test_the_bytes_are_those_of_protobuf(kind):
+    for frames in (2, 40):
+        payload = encode(Clip(moving_picture(frames), 25.0, noise()), "x", frames=kind)
+        example = records.Example.FromString(payload)
+        assert len(example.features.feature) == 14
+        assert sorted(example.SerializeToString()) == sorted(payload)
+
+
 @pytest.mark.slow
 def test_tensorflow_parses_the_example(payload):
     import tensorflow as tf
@@ -333,6 +342,10 @@ def test_tensorflow_parses_the_example(payload):
     assert features["id"].bytes_list.value[0] == b"a/clip.mp4"
     assert list(features["labels"].int64_list.value) == [2, 0]
     assert features["fps"].float_list.value[0] == 25.0
+    assert features["video"].bytes_list.value[0] == Record(payload)._fields["video"]
+    wanted = dict(audio=tf.io.FixedLenFeature([], tf.string))
+    parsed = tf.io.parse_single_example(payload, wanted)
+    assert parsed["audio"].numpy() == Record(payload)._fields["audio"]
 
 
 # ------------------------------------------------------------------------- real clips

@@ -283,8 +283,8 @@ def _loudness(waveform: np.ndarray | None) -> float | None:
         return None
     power = 0.0
     for start in range(0, waveform.size, 1 << 20):  # in pieces: float64 takes 4 x int16
-        piece = waveform[start : start + (1 << 20)].astype(np.float64)
-        power += float(piece @ piece)
+        piece = waveform[start : start + (1 << 20)]
+        power += float(np.square(piece, dtype=np.float64).sum())
     return round(10 * math.log10(power / waveform.size / 32768**2), 2)
 
 

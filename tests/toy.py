@@ -59,24 +59,26 @@ def write_folder(folder: Path, count: int = 16, silent=(), broken: bool = False)
         (folder / CLASSES[0] / "broken.mp4").write_text("no video at all")
 
 
-def start(*command, cache: Path | None = None, **more) -> subprocess.Popen:
+def start(*command, **environment) -> subprocess.Popen:
     """`python COMMAND…`, from the root of the repository, on the CPU."""
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="200")
-    if cache:  # programs compiled by an earlier command are not compiled again
-        environment |= dict(
-            JAX_COMPILATION_CACHE_DIR=str(cache),
-            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-        )
-    pipe = subprocess.PIPE
-    command = [sys.executable, *map(str, command)]
+    given = {name: str(value) for name, value in environment.items()}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True, **more
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="200") | given,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
-def run(*command, code: int = 0, **more) -> str:
-    """What a command printed, output and log together; it must exit with `code`."""
-    process = start(*command, **more)
-    out, log = process.communicate(timeout=600)
-    assert process.returncode == code, f"exit code {process.returncode}\n{out}{log}"
-    return out + log
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    """What the command printed, output and log together; it must exit with `code`."""
+    text, _ = process.communicate(timeout=600)
+    assert process.returncode == code, f"exit code {process.returncode}:\n{text}"
+    return text
+
+
+def run(*command, code: int = 0, **environment) -> str:
+    """The command from start to end."""
+    return finish(start(*command, **environment), code)

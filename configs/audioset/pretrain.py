@@ -4,7 +4,6 @@
     python -m av_mae.main --config=configs/audioset/pretrain.py --workdir=runs/pretrain
 
 Data: AS-2M, 1,857,210 clips of 10 s at 25 frames a second, short side 256. Published
-Data: AS-2M, 1,857,210 clips of 10 s at 25 frames a second, short side 256. Published
 result, after finetuning: 51.8 / 46.6 / 31.1 mAP with both / sound / picture. `:smoke`
 is a run of seconds on a CPU, for testing.
 """

@@ -107,5 +107,6 @@ def expected_gaps(pretrained, model, modalities) -> tuple[list[str], list[str]]:
         if pretrained.fusion == "separate":
             fresh.append(r"encoder/norm/.*")
     for absent in {"rgb", "spectrogram"} - set(modalities):
-        unused += [rf"embed/{absent}/.*", rf"encoder/{absent}/.*"]
+        unused += [rf"embed/(positions_)?{absent}/.*", rf"encoder/{absent}/.*"]
+        unused.append("encoder/bottleneck")  # nothing meets where one is alone
     return fresh, unused

@@ -98,5 +98,6 @@ def make(config, missing: bool) -> Callable:
 
 
 def rows(values: jax.Array, count: int) -> jax.Array:
-    """A value [b] of each clip, for its views [(b v)]."""
-    return jnp.repeat(values, count // len(values), total_repeat_length=count)
+    """A value [b …] of each clip, for its views [(b v) …]."""
+    times = count // len(values)
+    return jnp.repeat(values, times, axis=0, total_repeat_length=count)

@@ -117,14 +117,14 @@ def places(encoder: str, decoder: str, modalities) -> dict[str, str]:
 
 
 def classifier_places(modalities) -> dict[str, str]:
-    """The names of a finetuning model (MBT)."""
+    """The names of a finetuning model (MBT); the first modality's blocks are plain."""
     found = {
         "encoder/bottleneck": "bottleneck",
         "encoder": "Transformer/encoderblock_{}",
         "head": "ProjectionHeadAndClassifier_0/output_projection",
     }
-    for m in modalities:
-        suffix = "_spec" if m == "spectrogram" and len(modalities) > 1 else ""
+    for i, m in enumerate(modalities):
+        suffix = {"rgb": "_rgb", "spectrogram": "_spec"}[m] if i else ""
         found[f"encoder/{m}"] = f"Transformer/encoderblock_{{}}{suffix}"
         found[f"embed/{m}"] = "embedding" if m == "rgb" else f"embedding_{m}"
     return found

@@ -1,0 +1,128 @@
+"""From a host batch to patches: views, values, and which clips have what."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scenic import quick
+from synthetic import config
+
+from av_mae import ConfigError, inputs, spectrogram, tokens
+
+KEY = jax.random.key(0)
+
+
+def small():
+    """4 frames of 16 by 16 and 0.32 s of sound; patches of 8, tubes of 2."""
+    settings = config("audioset/pretrain", "smoke")
+    settings.data.update(num_frames=4, size=16, audio_seconds=0.32)
+    settings.model.variant = "Ti/8x2"
+    return settings
+
+
+def batch_of(v=1):
+    rng = np.random.default_rng(0)
+    batch = {
+        "rgb": rng.integers(0, 256, (3, v, 4, 16, 16, 3)).astype(np.uint8),
+        "waveform": rng.integers(-9000, 9000, (3, v, 5120)).astype(np.int16),
+        "has_rgb": np.array([True, False, True]),
+        "has_audio": np.array([True, True, False]),
+    }
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def test_layouts_of_the_published_input():
+    found = inputs.layouts(config("audioset/pretrain", ""))
+    assert found["rgb"] == inputs.Layout((8, 14, 14), (2, 16, 16), 3)
+    assert (found["rgb"].n, found["rgb"].f) == (1568, 1536)
+    assert found["spectrogram"] == inputs.Layout((62, 8), (16, 16), 1)
+    assert (found["spectrogram"].n, found["spectrogram"].f) == (496, 256)
+    assert list(found) == ["rgb", "spectrogram"]
+
+
+def test_one_modality_alone():
+    settings = small()
+    settings.modalities = ("spectrogram",)
+    assert list(inputs.layouts(settings)) == ["spectrogram"]
+    batch = batch_of()
+    del batch["rgb"], batch["has_rgb"]
+    patches, present = inputs.make(settings, True)(batch, KEY, False)
+    assert list(patches) == list(present) == ["spectrogram"]
+
+
+@pytest.mark.parametrize(
+    "data, name", [(dict(size=8), "rgb"), (dict(audio_seconds=0.1), "spectrogram")]
+)
+def test_a_patch_larger_than_the_input_is_named(data, name):
+    settings = small()
+    settings.data.update(data)
+    settings.model.variant = "Ti/16x2"
+    with pytest.raises(ConfigError, match=f"'Ti/16x2' cuts {name} .* do not fit"):
+        inputs.layouts(settings)
+
+
+def test_an_unknown_preset_is_named():
+    settings = small()
+    settings.spectrogram.preset = "mtb"
+    with pytest.raises(ConfigError, match="spectrogram.preset is 'mtb': .*'mbt'"):
+        inputs.layouts(settings)
+
+
+def test_pixels_are_normalised_and_cut():
+    settings, batch = small(), batch_of()
+    settings.picture = dict(mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
+    patches, present = quick(
+        lambda batch: inputs.make(settings, False)(batch, KEY, False)
+    )(batch)
+    assert present is None
+    assert patches["rgb"].shape == (3, 8, 384) and patches["rgb"].dtype == jnp.float32
+    back = tokens.unpatchify(patches["rgb"], (2, 2, 2), (2, 8, 8))
+    wanted = (np.asarray(batch["rgb"])[:, 0] / 255 - np.array([0.4, 0.5, 0.6])) / [
+        0.1,
+        0.2,
+        0.3,
+    ]
+    np.testing.assert_allclose(back, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_sound_is_the_normalised_log_mel():
+    settings, batch = small(), batch_of()
+    rows = spectrogram.log_mel(jnp.asarray(batch["waveform"][:, 0]), "mbt")
+    for normalise, mean, std in (("none", 0.0, 1.0), ("fixed", 1.5, 2.0)):
+        settings.spectrogram.update(normalise=normalise, mean=mean, std=std)
+        patches = inputs.make(settings, False)(batch, KEY, False)[0]["spectrogram"]
+        assert patches.shape == (3, 4 * 16, 64)
+        back = tokens.unpatchify(patches, (4, 16), (8, 8))
+        np.testing.assert_allclose(back, (rows - mean) / std, rtol=1e-5, atol=1e-5)
+
+
+def test_views_are_rows_in_clip_order():
+    settings, batch = small(), batch_of(v=2)
+    prepare = quick(lambda batch: inputs.make(settings, True)(batch, KEY, False))
+    patches, present = prepare(batch)
+    assert len(patches["rgb"]) == len(patches["spectrogram"]) == 6
+    np.testing.assert_array_equal(present["rgb"], [1, 1, 0, 0, 1, 1])
+    np.testing.assert_array_equal(present["spectrogram"], [1, 1, 1, 1, 0, 0])
+    for view in range(2):
+        alone = {
+            k: x[:, view : view + 1] if x.ndim > 1 else x for k, x in batch.items()
+        }
+        single = quick(lambda batch: inputs.make(settings, True)(batch, KEY, False))
+        for m, x in single(alone)[0].items():
+            np.testing.assert_allclose(patches[m][view::2], x, rtol=1e-5, atol=1e-5)
+
+
+def test_flips_happen_in_training_alone():
+    settings, batch = small(), batch_of()
+    settings.augment.flip = 1.0
+    prepare = inputs.make(settings, False)
+    still, turned = (prepare(batch, KEY, train)[0]["rgb"] for train in (False, True))
+    back = lambda x: tokens.unpatchify(x, (2, 2, 2), (2, 8, 8))
+    np.testing.assert_array_equal(back(turned), back(still)[:, :, :, ::-1])
+
+
+def test_rows_repeat_each_clip_for_its_views():
+    np.testing.assert_array_equal(inputs.rows(jnp.array([3, 5]), 4), [3, 3, 5, 5])
+    labels = jnp.array([[1.0, 0], [0, 1]])
+    wanted = [[1, 0]] * 3 + [[0, 1]] * 3
+    np.testing.assert_array_equal(inputs.rows(labels, 6), wanted)

@@ -1,0 +1,129 @@
+"""Gradients in parts, and the step of both trainers on a linear model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from av_mae import loop, parallel, update
+
+RNG = np.random.default_rng(0)
+BATCH = {
+    "x": jnp.asarray(RNG.normal(size=(8, 3)), jnp.float32),
+    "y": jnp.asarray(RNG.normal(size=8), jnp.float32),
+}
+
+
+def linear(params, batch, rng):
+    """Mean squared error; without randomness."""
+    error = batch["x"] @ params["kernel"] + params["bias"] - batch["y"]
+    return jnp.mean(error**2), {"largest": jnp.abs(error).mean()}
+
+
+def noisy(params, batch, rng):
+    """Adds noise to every clip."""
+    noise = jax.random.normal(rng, batch["y"].shape)
+    return linear(params, batch | {"y": batch["y"] + noise}, rng)
+
+
+def init(rng):
+    return {"kernel": jax.random.normal(rng, (3,)), "bias": jnp.ones(())}
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 8])
+def test_parts_give_the_gradient_of_the_whole_batch(accumulate):
+    params = init(jax.random.key(0))
+    key = jax.random.key(1)
+    wanted = update.gradients(linear, params, BATCH, key, 1)
+    found = jax.jit(update.gradients, static_argnums=(0, 4))(
+        linear, params, BATCH, key, accumulate
+    )
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, found, wanted)
+    x, y = np.asarray(BATCH["x"]), np.asarray(BATCH["y"])
+    error = x @ np.asarray(params["kernel"]) + 1 - y
+    close(found[1]["kernel"], 2 * x.T @ error / 8)
+    close(found[1]["bias"], 2 * error.mean())
+
+
+def test_a_part_takes_every_other_row_and_its_own_randomness():
+    seen = []
+
+    def loss(params, batch, rng):
+        seen.append((batch["y"], jax.random.key_data(rng)))
+        return jnp.sum(params["bias"] * batch["y"]), {}
+
+    with jax.disable_jit():
+        update.gradients(loss, init(jax.random.key(0)), BATCH, jax.random.key(1), 2)
+    values = [np.asarray(y) for y, _ in seen]
+    np.testing.assert_array_equal(values[0], BATCH["y"][0::2])
+    np.testing.assert_array_equal(values[1], BATCH["y"][1::2])
+    assert (np.asarray(seen[0][1]) != np.asarray(seen[1][1])).any()
+
+
+def started(loss, accumulate=1, rate=0.1):
+    tx = optax.sgd(rate, momentum=0.9)
+    mesh = parallel.mesh(1, 1)
+    first, abstract = update.initial(init, tx, 7, mesh)
+    step = update.make(loss, tx, lambda step: rate, accumulate, abstract, mesh)
+    return first, abstract, step
+
+
+def test_the_first_state():
+    first, abstract, _ = started(linear)
+    state = first()
+    assert set(state) == {"step", "params", "opt_state", "rng"}
+    shape = lambda x: (x.shape, x.dtype, x.sharding)
+    assert jax.tree.map(shape, state) == jax.tree.map(shape, abstract)
+    assert state["step"] == 0
+    np.testing.assert_array_equal(state["rng"], jax.random.key_data(jax.random.key(7)))
+    jax.tree.map(
+        np.testing.assert_array_equal, state["params"], init(loop.key(7, 0, "init"))
+    )
+    jax.tree.map(np.testing.assert_array_equal, first(), state)
+
+
+def test_a_step_is_the_optimiser_s():
+    first, _, step = started(linear)
+    tx = optax.sgd(0.1, momentum=0.9)
+    params = first()["params"]
+    memory, state = tx.init(params), first()
+    for i in range(3):
+        (loss, _), grads = jax.value_and_grad(linear, has_aux=True)(params, BATCH, None)
+        updates, memory = tx.update(grads, memory, params)
+        params = optax.apply_updates(params, updates)
+        state, numbers = step(state, BATCH)
+        assert state["step"] == i + 1
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5)
+        close(numbers["loss"], loss)
+        close(numbers["gradient_norm"], optax.global_norm(grads))
+        close(numbers["learning_rate"], 0.1)
+        assert "largest" in numbers
+    jax.tree.map(close, state["params"], params)
+
+
+def test_randomness_is_of_seed_and_step_alone():
+    """A state written down and read again goes on as if nothing had happened."""
+    first, _, step = started(noisy)
+    state, losses = first(), []
+    for i in range(4):
+        if i == 2:
+            copy = jax.tree.map(np.array, state)
+        state, numbers = step(state, BATCH)
+        losses.append(float(numbers["loss"]))
+    for i in (2, 3):
+        copy, numbers = step(copy, BATCH)
+        assert float(numbers["loss"]) == losses[i]
+    jax.tree.map(np.testing.assert_array_equal, copy, state)
+    # The same parameters at another step see other noise.
+    again, _ = first(), None
+    again["step"] = jnp.int32(1)
+    assert float(step(again, BATCH)[1]["loss"]) != losses[0]
+
+
+def test_the_state_is_donated():
+    first, _, step = started(linear)
+    state = first()
+    step(state, BATCH)
+    assert state["params"]["kernel"].is_deleted()

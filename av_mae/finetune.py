@@ -46,28 +46,31 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
     steps_per_epoch, total = loop.steps(config, data["train"].num_clips)
     eval_every = max(1, round(config.eval.every_epochs * steps_per_epoch))
 
-    # Model, optimiser, state.
+    # Model and what is computed with it.
     model = classifier.build(config, num_classes(config, data["train"]))
     init_params = functools.partial(init, config, model)
+    missing = data["train"].missing or data["eval"].missing
+    predict = make_predict(config, model, missing)
+    loss, measure = make_loss(config, predict), make_measure(config, predict, mesh)
+    put = functools.partial(parallel.put_batch, mesh=mesh)
+
+    # Optimiser, state, step.
     shapes = jax.eval_shape(init_params, jax.random.key(0))
     depth = model.encoder.depth
     layers = dict(layer_of=functools.partial(layer_of, depth), num_layers=depth)
     tx, schedule = runs.optimiser(config, steps_per_epoch, total, shapes, **layers)
     run = runs.start(config, data, workdir, init_params, tx, mesh, source_of(config))
-
-    # The step.
-    missing = data["train"].missing or data["eval"].missing
-    predict = make_predict(config, model, missing)
-    loss, accumulate = make_loss(config, predict), config.compute.accumulate
+    accumulate = config.compute.accumulate
     step = update.make(loss, tx, schedule, accumulate, run.abstract, mesh)
-    put = functools.partial(parallel.put_batch, mesh=mesh)
-    measure = make_measure(config, predict, mesh)
 
     # The loop.
     state, results = run.state, {}
     clock = loop.Clock(clips, run.step, total)
     batches = loop.prefetch(data["train"].train(clips, run.step), put, clock=clock)
     with run, contextlib.closing(batches):
+        if run.step >= total:
+            log.info("all %d steps are done; evaluating", total)
+            results = _evaluate(config, measure, run.state["params"], data["eval"], put)
         for done in range(run.step + 1, total + 1):
             state, numbers = step(state, next(batches))
             clock.ran(numbers)
@@ -99,14 +102,14 @@ def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
 
 
 def predict_all(config, dataset, workdir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(logits [clips classes], labels) of a data set by the newest checkpoint."""
+    """(logits [clips classes], labels), in the data set's order, of the newest step."""
     params, measure, put = _restored(config, dataset, workdir)
-    logits, labels = [], []
-    for batch in dataset.evaluate(config.eval.batch_size):
-        valid = batch["valid"]
-        logits.append(np.asarray(measure(params, put(batch))[1])[valid])
-        labels.append(batch["label"][valid])
-    return np.concatenate(logits), np.concatenate(labels)
+    batches = dataset.evaluate(config.eval.batch_size)
+    rows = [jax.device_get(measure(params, put(batch))[1]) for batch in batches]
+    rows = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    # Several processes put their clips behind one another; padding has index -1.
+    order = np.argsort(rows["index"])[np.sum(~rows["valid"]) :]
+    return rows["logits"][order], rows["label"][order]
 
 
 def _restored(config, dataset, workdir: Path):
@@ -204,7 +207,7 @@ def make_loss(config, predict):
 
 
 def make_measure(config, predict, mesh):
-    """The jitted (params, batch) → sums of loss and accuracy over the valid clips."""
+    """The jitted (params, batch) → sums of loss and accuracy over valid clips, rows."""
     entropy = choose("objective.kind", config.objective.kind, LOSSES)
 
     def measure(params, batch):
@@ -217,7 +220,8 @@ def make_measure(config, predict, mesh):
         sums = {"loss": metrics.Mean(value * count, count)}
         if labels.ndim == 1:
             sums |= metrics.classification(logits, labels, valid)
-        return sums, logits
+        keep = {name: batch[name] for name in ("label", "valid", "index")}
+        return sums, {"logits": logits, **keep}
 
     return jax.jit(measure, out_shardings=parallel.replicated(mesh))
 

@@ -43,28 +43,31 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
     steps_per_epoch, total = loop.steps(config, data["train"].num_clips)
     eval_every = max(1, round(config.eval.every_epochs * steps_per_epoch))
 
-    # Model, optimiser, state.
+    # Model and what is computed with it.
     model = autoencoder.build(config)
     init_params = functools.partial(init, config, model)
+    missing = data["train"].missing or data["eval"].missing
+    reconstruct = make_reconstruct(config, model, missing)
+    loss, measure = make_loss(config, reconstruct), make_measure(reconstruct, mesh)
+    draw = make_draw(config, reconstruct, mesh)
+    put = functools.partial(parallel.put_batch, mesh=mesh)
+
+    # Optimiser, state, step.
     shapes = jax.eval_shape(init_params, jax.random.key(0))
     tx, schedule = runs.optimiser(config, steps_per_epoch, total, shapes)
     source = runs.source_of(config)
     run = runs.start(config, data, workdir, init_params, tx, mesh, source)
-
-    # The step.
-    missing = data["train"].missing or data["eval"].missing
-    reconstruct = make_reconstruct(config, model, missing)
-    loss, accumulate = make_loss(config, reconstruct), config.compute.accumulate
+    accumulate = config.compute.accumulate
     step = update.make(loss, tx, schedule, accumulate, run.abstract, mesh)
-    put = functools.partial(parallel.put_batch, mesh=mesh)
-    measure = make_measure(reconstruct, mesh)
-    draw = make_draw(config, reconstruct, mesh)
 
     # The loop.
     state, results = run.state, {}
     clock = loop.Clock(clips, run.step, total)
     batches = loop.prefetch(data["train"].train(clips, run.step), put, clock=clock)
     with run, contextlib.closing(batches):
+        if run.step >= total:
+            log.info("all %d steps are done; evaluating", total)
+            results = _evaluate(config, measure, run.state["params"], data["eval"], put)
         for done in range(run.step + 1, total + 1):
             state, numbers = step(state, next(batches))
             clock.ran(numbers)
@@ -231,7 +234,7 @@ def make_draw(config, reconstruct, mesh):
         if jax.process_index() != 0:
             return
         originals = {
-            m: np.asarray(tokens.unpatchify(x[:count], *layouts[m][:2]))
+            m: np.asarray(tokens.unpatchify(jnp.asarray(x[:count]), *layouts[m][:2]))
             for m, (x, _, _) in seen.items()
         }
         pictures = visualise.reconstruction(

@@ -39,7 +39,7 @@ class Run:
         self.state: Any = None
         self.abstract: Any = None
         self.step = 0
-        self.writer: loop.MetricWriter
+        self.writer: loop.MetricWriter | None = None
         self.preemption = loop.Preemption()
         self._recent: list[tuple[int, Mapping[str, Any]]] = []
         self._saved: int | None = None
@@ -49,7 +49,8 @@ class Run:
 
     def __exit__(self, *error):
         self.preemption.close()
-        self.writer.close()
+        if self.writer:
+            self.writer.close()
         self.checkpoints.close()
 
     def begin(self, first: Callable[[], dict], abstract: dict, source: Callable):
@@ -73,14 +74,10 @@ class Run:
 
     def check(self):
         """TrainingError at the first step since the last check with a bad number."""
-        for step, numbers in self._recent[:-1]:
-            loop.check_finite(
-                {"loss": numbers["loss"]}, step, self._saved, self.workdir
-            )
-        if self._recent:
-            step, numbers = self._recent[-1]
+        self._recent = jax.device_get(self._recent)
+        for step, numbers in self._recent:
             loop.check_finite(numbers, step, self._saved, self.workdir)
-            self._recent = self._recent[-1:]
+        self._recent = self._recent[-1:]
 
     def log(self, clock: loop.Clock, total: int):
         """Writes the newest numbers and prints the line of a log step."""
@@ -98,7 +95,8 @@ class Run:
         log.info("%s", loop.progress(step, total, shown, rate, timing))
 
     def report(self, step: int, results: Mapping[str, float]):
-        """Writes and prints the numbers of an evaluation."""
+        """Writes and prints the numbers of an evaluation, if training went well."""
+        self.check()
         self.writer.write(step, results)
         log.info("step %d evaluation: %s", step, text(results))
 
@@ -125,7 +123,11 @@ def start(
     """A run that is ready to train; `source` maps first params to init_from's."""
     first, abstract = update.initial(init_params, tx, config.seed, mesh)
     run = Run(config, meta_of(config, data["train"]), workdir)
-    run.begin(first, abstract, source)
+    try:
+        run.begin(first, abstract, source)
+    except BaseException:
+        run.__exit__()  # lets go of the workdir
+        raise
     return run
 
 

@@ -83,12 +83,14 @@ def make(
             loss, state["params"], batch, rng, accumulate
         )
         updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
         numbers = numbers | {
             "loss": total,
             "gradient_norm": optax.global_norm(grads),
+            # Not finite after a bad update, before any loss tells: no such checkpoint.
+            "parameter_norm": optax.global_norm(params),
             "learning_rate": jnp.asarray(schedule(state["step"]), jnp.float32),
         }
-        params = optax.apply_updates(state["params"], updates)
         new = {"step": state["step"] + 1, "params": params, "opt_state": opt_state}
         return state | new, numbers
 

@@ -1,0 +1,345 @@
+"""Pretraining: loss falls, evaluation repeats, each setting does what it says."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import synthetic
+from PIL import Image
+
+from av_mae import (
+    ConfigError,
+    autoencoder,
+    checkpoints,
+    inputs,
+    loop,
+    pretrain,
+)
+from av_mae import run as runs
+
+CONFIG = "digits/pretrain"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    with synthetic.quick():
+        yield
+
+
+def datasets(config, **options):
+    train = synthetic.Dataset(config, **options)
+    held_out = synthetic.Dataset(config, num_clips=6, first=100, **options)
+    return {"train": train, "eval": held_out}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_tensorboard():
+    """Importing TensorFlow takes seconds; test_loop tests its files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_tensorboard", lambda workdir: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(config, workdir, results) of a run of 8 steps, evaluated every 4."""
+    config, workdir = synthetic.tiny(CONFIG), tmp_path_factory.mktemp("pretrained")
+    return config, workdir, pretrain.train(config, datasets(config), workdir)
+
+
+# A whole run.
+
+
+def test_loss_falls(trained):
+    config, workdir, results = trained
+    rows = [row for row in synthetic.lines(workdir) if "loss" in row]
+    for name in ("loss", "loss_rgb", "loss_spectrogram"):
+        assert rows[-1][name] < 0.95 * rows[0][name], (name, rows)
+    assert results["eval/fraction_rgb"] < 0.95
+    assert results["eval/fraction_spectrogram"] < 0.95
+
+
+def test_a_line_for_each_log_step_and_evaluation(trained):
+    _, workdir, results = trained
+    numbers = {"gradient_norm", "learning_rate", "loss", "parameter_norm"}
+    numbers |= {"loss_rgb", "loss_spectrogram"}
+    names = ("loss_rgb", "fraction_rgb", "loss_spectrogram", "fraction_spectrogram")
+    evaluation = {f"eval/{name}" for name in names}
+    rows = synthetic.lines(workdir)
+    expected = [(2, numbers), (4, numbers), (4, evaluation)]
+    expected += [(6, numbers), (8, numbers), (8, evaluation)]
+    assert [(row["step"], row.keys() - {"step"}) for row in rows] == expected
+    assert results == {name: rows[-1][name] for name in evaluation}
+    for row in rows[:2]:
+        weighted = 0.5 * row["loss_rgb"] + 0.5 * row["loss_spectrogram"]
+        assert row["loss"] == pytest.approx(weighted, rel=1e-6)
+
+
+def test_evaluation_alone_repeats_that_of_the_training(trained):
+    config, workdir, results = trained
+    for _ in range(2):
+        data = {"eval": datasets(config)["eval"]}
+        assert pretrain.evaluate(config, data, workdir) == results
+
+
+def test_a_finished_run_is_evaluated_again(trained):
+    config, workdir, results = trained
+    before = synthetic.lines(workdir)
+    assert pretrain.train(config, datasets(config), workdir) == results
+    assert synthetic.lines(workdir) == before
+
+
+def test_pictures_are_written(trained):
+    config, workdir, _ = trained
+    names = {path.name for path in (workdir / "pictures").iterdir()}
+    files = ("rgb.png", "rgb.gif", "spectrogram.png")
+    assert names == {f"000000{step}-{file}" for step in (4, 8) for file in files}
+    for name in names:
+        with Image.open(workdir / "pictures" / name) as picture:
+            assert min(picture.size) > 32
+            frames = config.data.num_frames if name.endswith("gif") else 1
+            assert getattr(picture, "n_frames", 1) <= frames
+            picture.load()
+            assert np.asarray(picture.convert("RGB")).std() > 10
+
+
+def test_a_checkpoint_knows_its_labels_statistics_and_config(trained):
+    config, workdir, _ = trained
+    params, saved, meta = checkpoints.load(workdir)
+    assert saved["model"]["width"] == 16
+    assert meta["labels"] == ["class 0", "class 1", "class 2"]
+    assert meta["picture"] == {"mean": [0.5] * 3, "std": [0.5] * 3}
+    assert meta["spectrogram"]["preset"] == "mbt"
+    assert meta["dataset_checksum"] == "checksum"
+    assert params["encoder"]["joint"]["block_0"]["attention"]["qkv"]["kernel"].ndim == 4
+
+
+# Settings, on the loss of one batch.
+
+
+class Zeros:
+    """Stands for a model: predicts 0, so that the loss is the mean of target²."""
+
+    def apply(self, variables, patches, masks, present, train, rngs):
+        shape = lambda m: (*masks[m].masked.shape, patches[m].shape[-1])
+        return {m: jnp.zeros(shape(m)) for m in patches}
+
+
+def one_loss(config, dataset, batch_size=4, missing=False):
+    """(loss, numbers, masks, patches) of the first batch."""
+    reconstruct = pretrain.make_reconstruct(config, Zeros(), missing)
+    batch = jax.tree.map(jnp.asarray, next(dataset.train(batch_size)))
+    rng = jax.random.key(3)
+    total, numbers = pretrain.make_loss(config, reconstruct)({}, batch, rng)
+    _, masks, patches, _ = reconstruct({}, batch, rng, True)
+    return float(total), numbers, masks, patches
+
+
+def hidden_patches(masks, patches, m):
+    """The masked patches, gathered by numpy, in float64."""
+    patches = np.asarray(patches[m], np.float64)
+    return np.take_along_axis(patches, np.asarray(masks[m].masked)[..., None], axis=1)
+
+
+@pytest.mark.parametrize("kind", ["raw", "standardised", "standardised_channels"])
+def test_targets(kind):
+    config = synthetic.tiny(CONFIG, objective__target=kind)
+    dataset = synthetic.Dataset(config)
+    _, numbers, masks, patches = one_loss(config, dataset)
+    for m, channels in (("rgb", 3), ("spectrogram", 1)):
+        x = hidden_patches(masks, patches, m)
+        if kind != "raw":
+            size = channels if kind == "standardised_channels" else 1
+            x = x.reshape(*x.shape[:2], -1, size)
+            x = (x - x.mean(2, keepdims=True)) / np.sqrt(x.var(2, keepdims=True) + 1e-6)
+        assert numbers[f"loss_{m}"] == pytest.approx(np.mean(x**2), rel=1e-5)
+
+
+def test_weights_of_the_modalities():
+    weights = {"objective__weights__rgb": 2.0, "objective__weights__spectrogram": 0.25}
+    config = synthetic.tiny(CONFIG, **weights)
+    total, numbers, *_ = one_loss(config, synthetic.Dataset(config))
+    expected = 2.0 * numbers["loss_rgb"] + 0.25 * numbers["loss_spectrogram"]
+    assert total == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_mask_kinds_and_ratios():
+    config = synthetic.tiny(CONFIG, mask__rgb__kind="random", mask__rgb__ratio=0.5)
+    grid = inputs.layouts(config)["rgb"].grid
+    assert grid == (2, 2, 2)
+    config.mask.spectrogram.ratio = 0.25
+    masks = pretrain.draw_masks(config, jax.random.key(0), 64)
+    assert masks["rgb"].masked.shape == (64, 4)
+    assert masks["spectrogram"].masked.shape == (64, 4)  # of 2 × 8
+    config.mask.rgb.kind = "tube"
+    tubes = np.sort(pretrain.draw_masks(config, jax.random.key(0), 64)["rgb"].masked)
+    np.testing.assert_array_equal(tubes[:, :2] + 4, tubes[:, 2:])
+    # Rows have masks of their own, and so have modalities and keys.
+    assert len(np.unique(tubes, axis=0)) == 6
+    other = pretrain.draw_masks(config, jax.random.key(1), 64)["rgb"].masked
+    assert not np.array_equal(np.sort(other), tubes)
+
+
+def test_masks_follow_step_and_seed_alone():
+    config = synthetic.tiny(CONFIG)
+    draw = lambda seed, step: (
+        pretrain.draw_masks(config, loop.key(seed, step, "mask"), 4)[
+            "spectrogram"
+        ].masked
+    )
+    np.testing.assert_array_equal(draw(0, 5), draw(0, 5))
+    assert not np.array_equal(draw(0, 5), draw(0, 6))
+    assert not np.array_equal(draw(0, 5), draw(1, 5))
+
+
+def test_samples_of_a_clip_are_rows():
+    """Two samples of a clip give what two clips give: the same masks, losses, rows."""
+    config = synthetic.tiny(CONFIG)
+    two = synthetic.Dataset(config, views=2)
+    loss, _, masks, patches = one_loss(config, two, batch_size=2)
+    assert patches["rgb"].shape[0] == masks["rgb"].masked.shape[0] == 4
+
+    class Apart:
+        def train(self, batch_size):
+            batch = next(two.train(2))
+            each = {
+                k: batch[k].reshape(4, 1, *batch[k].shape[2:])
+                for k in ("rgb", "waveform")
+            }
+            yield {k: np.repeat(x, 2, axis=0) for k, x in batch.items()} | each
+
+    assert one_loss(config, Apart())[0] == loss
+
+
+@pytest.mark.parametrize("one", ["rgb", "spectrogram"])
+def test_one_modality_alone(one):
+    other = {"rgb": "spectrogram", "spectrogram": "rgb"}[one]
+    config = synthetic.tiny(CONFIG, modalities=(one,))
+    total, numbers, _, patches = one_loss(config, synthetic.Dataset(config))
+    assert numbers.keys() == {f"loss_{one}"} and patches.keys() == {one}
+    assert total == pytest.approx(0.5 * float(numbers[f"loss_{one}"]), rel=1e-6)
+    init = lambda: pretrain.init(config, autoencoder.build(config), jax.random.key(0))
+    names = checkpoints._names(jax.eval_shape(init))
+    assert any(one in name for name in names)
+    assert not [name for name in names if other in name]
+
+
+def test_clips_without_sound_are_out_of_the_loss():
+    config = synthetic.tiny(CONFIG)
+    dataset = synthetic.Dataset(config)
+    batch = next(dataset.train(4))["index"]
+    dataset.without["has_audio"] = {int(batch[1])}
+    _, numbers, masks, patches = one_loss(config, dataset, missing=True)
+    with_sound = batch != batch[1]
+    assert 0 < with_sound.sum() < 4
+    x = hidden_patches(masks, patches, "spectrogram")[with_sound]
+    deviation = np.sqrt(x.var(2, keepdims=True) + 1e-6)
+    expected = np.mean(((x - x.mean(2, keepdims=True)) / deviation) ** 2)
+    assert numbers["loss_spectrogram"] == pytest.approx(expected, rel=1e-5)
+
+
+class Asked(Exception):
+    """Stands for the data set's answer."""
+
+
+def test_an_update_takes_batch_times_accumulation(tmp_path, caplog):
+    config = synthetic.tiny(CONFIG, compute__accumulate=2, data__samples_per_clip=3)
+    data = datasets(config)
+
+    def train(batch_size, step):
+        raise Asked(batch_size, step)
+
+    data["train"].train = train
+    with caplog.at_level(logging.INFO), pytest.raises(Asked) as asked:
+        pretrain.train(config, data, tmp_path)
+    assert asked.value.args == (8, 0)
+    assert "0.64 per 256 clips × 8 clips per update / 256 = 0.02" in caplog.text
+
+
+def test_clipping_bounds_the_update():
+    config = synthetic.tiny(CONFIG, optimizer__name="sgd", optimizer__clip_norm=0.5)
+    config.optimizer.b1 = config.optimizer.weight_decay = 0.0
+    gradients = {"a": np.float32([3.0]), "b": np.float32([4.0])}
+    tx, schedule = runs.optimiser(config, 4, 8, gradients)
+    updates, _ = tx.update(gradients, tx.init(gradients), gradients)
+    rate = float(schedule(0))
+    assert rate == pytest.approx(0.01)
+    np.testing.assert_allclose(updates["a"], -rate * 0.3, rtol=1e-6)
+    np.testing.assert_allclose(updates["b"], -rate * 0.4, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mask.rgb.kind", "checkers"),
+        ("objective.target", "hog"),
+        ("model.decoder.kind", "tall"),
+        ("model.fusion", "late"),
+        ("optimizer.name", "lion"),
+    ],
+)
+def test_unknown_names_are_refused_by_field(field, value, tmp_path):
+    config = synthetic.tiny(CONFIG, **{field.replace(".", "__"): value})
+    with pytest.raises(ConfigError, match=f"{field} is '{value}'"):
+        pretrain.train(config, datasets(config), tmp_path)
+    # Nothing holds on to the workdir.
+    checkpoints.Checkpoints(tmp_path, {}, {}).close()
+
+
+def test_batches_that_devices_cannot_share_are_refused(tmp_path):
+    config = synthetic.tiny(CONFIG, eval__batch_size=0)
+    with pytest.raises(ConfigError, match="eval.batch_size=0"):
+        pretrain.train(config, datasets(config), tmp_path)
+
+
+# Clips that lack a modality, through whole updates.
+
+
+def test_what_stands_in_for_missing_sound_or_picture_changes_nothing(tmp_path):
+    workdirs = [tmp_path / "quiet", tmp_path / "loud"]
+    for workdir, junk in zip(workdirs, (0, 200), strict=True):
+        config = synthetic.tiny(CONFIG, steps=3, log__every_steps=1, log__pictures=0)
+        data = datasets(config)
+        for dataset in data.values():
+            dataset.missing, dataset.junk = True, junk
+            dataset.without = {"has_audio": {0, 3, 5, 9}, "has_rgb": {1, 4, 12}}
+        pretrain.train(config, data, workdir)
+    quiet, loud = (synthetic.lines(workdir) for workdir in workdirs)
+    assert quiet == loud and len(quiet) == 4
+    quiet, loud = (checkpoints.load(workdir)[0] for workdir in workdirs)
+    jax.tree.map(np.testing.assert_array_equal, quiet, loud)
+
+
+# Each second value through whole runs.
+
+VARIANTS = [
+    dict(objective__target="raw"),
+    dict(objective__target="standardised_channels"),
+    dict(mask__rgb__kind="random"),
+    dict(compute__accumulate=2),
+    dict(data__samples_per_clip=2),
+    dict(modalities=("rgb",)),
+    dict(modalities=("spectrogram",)),
+    dict(optimizer__clip_norm=1.0),
+    dict(model__fusion="separate", model__decoder__kind="separate"),
+    dict(model__fusion="shared"),
+    dict(model__fusion="early", model__decoder__kind="joint"),
+    dict(augment__flip=0.5, model__drop_path=0.2),
+    dict(optimizer__name="adam"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", VARIANTS, ids=lambda c: "-".join(map(str, c.values()))
+)
+def test_every_setting_trains(changes, tmp_path):
+    config = synthetic.tiny(CONFIG, **changes)
+    data = datasets(config, views=config.data.samples_per_clip)
+    results = pretrain.train(config, data, tmp_path)
+    rows = [row for row in synthetic.lines(tmp_path) if "loss" in row]
+    assert rows[-1]["loss"] < 0.97 * rows[0]["loss"], rows
+    assert {name.split("_", 1)[1] for name in results} == set(config.modalities)
+    assert pretrain.evaluate(config, {"eval": data["eval"]}, tmp_path) == results

@@ -3,6 +3,7 @@
 import concurrent.futures
 import importlib.util
 import json
+import math
 import re
 from pathlib import Path
 
@@ -173,9 +174,13 @@ def test_audioset_finetune_smoke(tmp_path):
     (clips / "clips.csv").write_text("\n".join(rows) + "\n")
     toy.run("-m", "data.prepare", clips / "clips.csv", "--out", tmp_path / "set")
     text = smoke("audioset/finetune", tmp_path / "set", tmp_path / "run")
-    last = check_run(text, tmp_path / "run")[-1]
-    # Zero logits: ln 2 for each of three classes.
-    assert last["eval/loss"] == pytest.approx(3 * 0.6931, rel=0.02)
+    first, *_, last = check_run(text, tmp_path / "run")
+    # The first update has the rate 0 and the head is zero at first, so that the second
+    # step sees ln 2 for each of three classes, whatever the labels.
+    assert first["step"] == 2
+    for m in ("rgb", "spectrogram"):
+        assert first[f"loss_{m}"] == pytest.approx(3 * math.log(2), rel=1e-5)
+    assert last["step"] == 4 and math.isfinite(last["eval/loss"])
     wrong = ("--config.model.classes=527", f"--workdir={tmp_path / 'other'}")
     text = toy.run(
         *("main.py", "--config=configs/audioset/finetune.py:smoke", *wrong),

@@ -61,11 +61,14 @@ def write_folder(folder: Path, count: int = 16, silent=(), broken: bool = False)
 
 def start(*command, **environment) -> subprocess.Popen:
     """`python COMMAND…`, from the root of the repository, on the CPU."""
-    given = {name: str(value) for name, value in environment.items()}
+    # Programs that run a few steps are compiled faster than they would be optimised.
+    common = dict(
+        JAX_PLATFORMS="cpu", JAX_DISABLE_MOST_OPTIMIZATIONS="1", COLUMNS="200"
+    )
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
-        env=dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="200") | given,
+        env=os.environ | common | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,0 +1,108 @@
+"""The demo: its tables, and the whole of it at smoke size."""
+
+import importlib.util
+import json
+import re
+
+import numpy as np
+import pytest
+import toy
+
+from av_mae import demo
+
+SETS = ("sound", "picture", "both")
+
+
+def write_logits(folder, logits):
+    folder.mkdir()
+    np.savez(folder / "logits.npz", logits=logits, labels=[0, 1, 1, 0])
+    return folder
+
+
+def test_late_fusion_adds_logits(tmp_path):
+    """Clip 0: both right; 1: one is right and surer; 2: one is wrong and surer."""
+    sound = write_logits(tmp_path / "sound", [[2.0, 0], [3, 0], [4, 0], [0, 1]])
+    picture = write_logits(tmp_path / "picture", [[1.0, 0], [0, 5], [0, 1], [0, 1]])
+    assert demo.late_fusion(sound, picture) == 0.5
+    assert demo.late_fusion(sound, sound) == 0.25
+    assert demo.late_fusion(picture, picture) == 0.75
+
+
+def test_text():
+    table = {
+        "linear": {"sound": 0.25, "picture": 0.1, "both": 0.333},
+        "scratch": {"sound": 0.5, "picture": 0.625, "both": 1.0},
+        "late fusion, scratch": {"both": 0.75},
+    }
+    ours = {"eval/loss_rgb": 0.125, "eval/loss_spectrogram": 0.25, "seconds": 3.0}
+    trivial = {"mean of the visible": {"rgb": 1.0, "spectrogram": 0.98765}}
+    lines = demo.text(table, ours | {"trivial": trivial}, 200, demo.Path("w"))
+    assert lines.splitlines() == [
+        "Top-1 on the test clips, 200 labels, one seed:",
+        "",
+        "| | sound | picture | both |",
+        "|---|---|---|---|",
+        "| linear | 25.0% | 10.0% | 33.3% |",
+        "| scratch | 50.0% | 62.5% | 100.0% |",
+        "| late fusion, scratch |  |  | 75.0% |",
+        "",
+        "Masked error on test clips (mean squared, normalised values):",
+        "",
+        "| | picture | sound |",
+        "|---|---|---|",
+        "| the autoencoder | 0.1250 | 0.2500 |",
+        "| mean of the visible | 1.0000 | 0.9877 |",
+        "",
+        "Reconstructions: w/pretrain/pictures",
+    ]
+
+
+def test_once_makes_a_thing_once(tmp_path):
+    path, made = tmp_path / "results" / "x.json", []
+    make = lambda: made.append(1) or {"value": 0.1}
+    first = demo.once(path, make)
+    assert first["value"] == 0.1 and first["seconds"] >= 0
+    assert demo.once(path, make) == first and made == [1]
+
+
+def rows_of(text: str, title: str) -> dict[str, list[str]]:
+    """{first cell: the others} of the table below a line that begins with `title`."""
+    table = text[text.index(title) :].split("\n\n")[1].splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
+    return {name: rest for name, *rest in cells[2:]}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("espeakng_loader") is None,
+    reason="espeakng_loader (the extra `demo`) is not installed",
+)
+def test_the_whole_demo_at_smoke_size(tmp_path):
+    command = ("-m", "av_mae.demo", "--smoke", "--workdir", tmp_path, "--jobs", 2)
+    text = toy.run(*command, "--clips", 200)
+    top_1 = rows_of(text, "Top-1 on the test clips")
+    assert list(top_1) == [
+        *("linear", "scratch", "late fusion, scratch"),
+        *("pretrained", "late fusion, pretrained"),
+    ]
+    for name, cells in top_1.items():
+        late = name.startswith("late")
+        assert [cell == "" for cell in cells] == [late, late, False]
+        assert all(re.fullmatch(r"\d+\.\d%", cell) for cell in cells if cell)
+    errors = rows_of(text, "Masked error on test clips")
+    assert len(errors) == 4 and "the autoencoder" in errors
+    assert all(float(cell) > 0 for cells in errors.values() for cell in cells)
+    pictures = tmp_path / "pretrain" / "pictures"
+    assert f"Reconstructions: {pictures}" in text and list(pictures.glob("*.png"))
+
+    # Its own linear baseline on 200 clips is well above chance, in the bounds set.
+    linear = json.loads((tmp_path / "results" / "linear.json").read_text())
+    assert all(0.15 < linear[name] < 1.0 for name in SETS)
+
+    # Again: everything is there, nothing is made a second time.
+    results = sorted((tmp_path / "results").glob("*.json"))
+    times = [path.stat().st_mtime_ns for path in results if path.stem != "table"]
+    again = toy.run(*command, "--clips", 200)
+    assert "step 4/4" not in again
+    assert times == [p.stat().st_mtime_ns for p in results if p.stem != "table"]
+    assert again[again.index("Top-1") :] == text[text.index("Top-1") :]

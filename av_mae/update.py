@@ -86,9 +86,9 @@ def make(
         params = optax.apply_updates(state["params"], updates)
         numbers = numbers | {
             "loss": total,
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": optax.tree.norm(grads),
             # Not finite after a bad update, before any loss tells: no such checkpoint.
-            "parameter_norm": optax.global_norm(params),
+            "parameter_norm": optax.tree.norm(params),
             "learning_rate": jnp.asarray(schedule(state["step"]), jnp.float32),
         }
         new = {"step": state["step"] + 1, "params": params, "opt_state": opt_state}

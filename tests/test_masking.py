@@ -19,6 +19,7 @@ VIDEO = (8, 14, 14)  # 16 frames of 224 by 224 in tubes of 2 by 16 by 16
         ("tube", VIDEO, 0.75, 8 * 147),
         ("tube", VIDEO, 0.9, 8 * 176),
         ("tube", VIDEO, 0.95, 8 * 186),
+        ("tube", VIDEO, 0.8, 8 * 156),  # of 156.8: rounded down
     ],
 )
 def test_counts_and_partition(kind, grid, ratio, masked):

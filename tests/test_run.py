@@ -1,0 +1,338 @@
+"""Runs: killed, stopped, refused, and on other numbers of devices and processes."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import synthetic
+import training_run
+
+from av_mae import (
+    CheckpointError,
+    TrainingError,
+    checkpoints,
+    optim,
+    pretrain,
+)
+
+PRETRAIN, FINETUNE = "digits/pretrain", "digits/finetune"
+SOUND = "pretraining on sound alone"
+SCRIPT = Path(training_run.__file__)
+KILLS = 50 if os.environ.get("AV_MAE_STRESS") == "full" else 5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    with synthetic.quick():
+        yield
+
+
+def child(runs, devices=1, **environment):
+    """A process that does these runs one after another, on simulated devices."""
+    if devices > 1:
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        environment["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " " + flags
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), json.dumps(runs)],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process) -> tuple[list[dict], str]:
+    """What a child printed for each run, and its log; it has to end well."""
+    out, log = process.communicate(timeout=600)
+    assert process.returncode == 0, log[-3000:]
+    lines = [line for line in out.splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in lines], log  # Gloo prints there too
+
+
+def state_of(workdir, step=None) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint (or of one step) by name."""
+    path = Path(workdir) / "checkpoints" / str(step) if step else workdir
+    state = {}
+    for part in ("params", "opt_state"):
+        values = checkpoints._names(checkpoints.load(path, part)[0])
+        state |= {f"{part}/{name}": value for name, value in values.items()}
+    return state
+
+
+def assert_same_bits(one: dict, other: dict):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+# Interrupted runs end as uninterrupted ones.
+
+ALONE = {"modalities": ["spectrogram"], "model__fusion": "separate"}
+LIGHT = ALONE | {  # every step a line, a checkpoint every third
+    "steps": 40,
+    "log__every_steps": 1,
+    "log__pictures": 0,
+    "checkpoint__every_steps": 3,
+    "eval__every_epochs": 1.5,
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The workdir of an uninterrupted run in this process."""
+    workdir = tmp_path_factory.mktemp("whole")
+    training_run.run(PRETRAIN, workdir, LIGHT)
+    rows = synthetic.lines(workdir)
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 41))
+    assert len(rows) == 40 + 7
+    return workdir
+
+
+def interrupted(workdir, pause=0.03):
+    return child(
+        [dict(name=PRETRAIN, workdir=str(workdir), changes=LIGHT, pause=pause)]
+    )
+
+
+def wait_for(process, workdir, step) -> bool:
+    """Waits until the run has written this step's line; False if it ended before."""
+    path = Path(workdir) / "metrics.jsonl"
+    while process.poll() is None:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        rows = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        if rows and rows[-1]["step"] >= step:
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def kill_and_restart(workdir, kills, seed):
+    """SIGKILLs spread over the run, a few of them before its first step."""
+    draw = random.Random(seed)
+    for i in range(kills):
+        process = interrupted(workdir)
+        if draw.random() < 0.2:
+            time.sleep(draw.uniform(0.0, 5.0))
+        else:
+            wait_for(process, workdir, round(40 * (i + draw.random()) / kills))
+            time.sleep(draw.uniform(0.0, 0.15))
+        process.kill()
+        process.communicate()
+    finish(interrupted(workdir, pause=0.0))
+
+
+def assert_as_uninterrupted(workdir, whole):
+    assert_same_bits(state_of(workdir), state_of(whole))
+    assert synthetic.lines(workdir) == synthetic.lines(whole)
+    folder = workdir / "checkpoints"
+    assert {p.name for p in folder.iterdir() if p.name != ".lock"} == {"39", "40"}
+
+
+@pytest.mark.stress
+def test_killed_at_any_moment_a_run_ends_bit_equal(whole, tmp_path):
+    kill_and_restart(tmp_path, KILLS, seed=0)
+    assert_as_uninterrupted(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_killed_at_many_moments_a_run_ends_bit_equal(whole, tmp_path):
+    kill_and_restart(tmp_path, 25, seed=1)
+    assert_as_uninterrupted(tmp_path, whole)
+
+
+def test_sigterm_saves_and_the_next_run_goes_on(whole, tmp_path, caplog):
+    process = interrupted(tmp_path)
+    assert wait_for(process, tmp_path, 10)
+    process.send_signal(signal.SIGTERM)
+    _, log = finish(process)  # exit status 0
+    _, step = checkpoints.find(tmp_path)
+    assert 10 <= step < 40
+    assert f"stopped by SIGTERM after step {step}; run again to go on" in log
+    assert synthetic.lines(tmp_path)[-1]["step"] == step
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    with caplog.at_level("INFO"):
+        training_run.run(PRETRAIN, tmp_path, LIGHT)
+    assert f"resuming {tmp_path} at step {step}" in caplog.text
+    assert_same_bits(state_of(tmp_path), state_of(whole))
+    assert synthetic.lines(tmp_path) == synthetic.lines(whole)
+
+
+def test_a_bad_update_stops_the_run_and_is_never_saved(tmp_path, monkeypatch):
+    """The loss of step 5 is good, its update is not: the parameters overflow."""
+    rate = lambda step: jnp.where(step == 4, 1e30, 1e-3)
+    monkeypatch.setattr(optim, "warmup_cosine", lambda *_: rate)
+    changes = {"steps": 9, "checkpoint__every_steps": 1, "log__every_steps": 9}
+    with pytest.raises(TrainingError) as error:
+        training_run.run(PRETRAIN, tmp_path, LIGHT | changes)
+    for text in (
+        "parameter_norm is inf at step 5",
+        f"the last good checkpoint is step 4 in {tmp_path}",
+        "try a lower schedule.learning_rate_per_256",
+    ):
+        assert text in str(error.value)
+    steps = checkpoints._steps(tmp_path / "checkpoints")
+    assert steps == [3, 4]
+    assert all(np.isfinite(x).all() for x in state_of(tmp_path).values())
+    # The first bad step is named, although it is looked at only later.
+    changes |= {"checkpoint__every_steps": 4}
+    with pytest.raises(TrainingError, match="parameter_norm is inf at step 5; .* 4 in"):
+        training_run.run(PRETRAIN, tmp_path, LIGHT | changes)
+    assert checkpoints._steps(tmp_path / "checkpoints") == [3, 4]
+
+
+# Another experiment in the same workdir.
+
+
+@pytest.mark.parametrize(
+    ("trainer", "changes", "field"),
+    [
+        (PRETRAIN, {"seed": 1}, "config.seed is 1, there it is 0"),
+        (PRETRAIN, {"batch_size": 8}, "config.batch_size is 8, there it is 4"),
+        (PRETRAIN, {"optimizer__name": "sgd"}, "config.optimizer.name is 'sgd'"),
+        (PRETRAIN, {"compute__accumulate": 2}, "config.compute.accumulate is 2"),
+        (FINETUNE, {}, "holds another experiment: config"),
+    ],
+)
+def test_another_experiment_is_refused(whole, trainer, changes, field):
+    before = synthetic.lines(whole)
+    base = LIGHT if trainer == PRETRAIN else {}
+    with pytest.raises(CheckpointError, match=field):
+        training_run.run(trainer, whole, base | changes)
+    assert synthetic.lines(whole) == before
+    checkpoints.Checkpoints(whole, {}, {}).close()  # nothing holds the workdir
+
+
+def test_other_records_and_a_second_run_are_refused(whole):
+    config = synthetic.tiny(PRETRAIN, **LIGHT)
+    data = {"train": synthetic.Dataset(config), "eval": synthetic.Dataset(config)}
+    data["train"].checksum = "another"
+    with pytest.raises(CheckpointError, match="trained on other records"):
+        pretrain.train(config, data, whole)
+    other = checkpoints.Checkpoints(whole, {}, {})
+    with pytest.raises(CheckpointError, match="in use by another run"):
+        training_run.run(PRETRAIN, whole, LIGHT)
+    other.close()
+
+
+def test_an_init_from_that_fails_lets_go_of_the_workdir(whole, tmp_path):
+    changes = {"init_from__checkpoint_path": str(whole), "model__depth": 3}
+    with pytest.raises(CheckpointError, match="embed/rgb/kernel"):
+        training_run.run(FINETUNE, tmp_path, changes)
+    changes["init_from__checkpoint_path"] = str(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="none holds no checkpoint"):
+        training_run.run(FINETUNE, tmp_path, changes)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+# Devices and processes.
+
+EIGHT = {
+    "batch_size": 8,
+    "eval__batch_size": 8,
+    "steps": 5,
+    "log__every_steps": 1,
+    "log__pictures": 0,
+    "checkpoint__every_steps": 3,
+    "schedule__learning_rate_per_256": 0.032,  # 0.001
+}
+SGD = {"optimizer__name": "sgd", "schedule__learning_rate_per_256": 0.64}
+MESHES = {"data": {}, "fsdp": {"parallel__fsdp": 4}}
+CASES = [  # the smallest in the default suite
+    pytest.param(SOUND, "sgd", id="sound-sgd"),
+    pytest.param(PRETRAIN, "sgd", id="pretrain-sgd", marks=pytest.mark.slow),
+    pytest.param(PRETRAIN, "adamw", id="pretrain-adamw", marks=pytest.mark.slow),
+    pytest.param(FINETUNE, "sgd", id="finetune-sgd", marks=pytest.mark.slow),
+    pytest.param(FINETUNE, "adamw", id="finetune-adamw", marks=pytest.mark.slow),
+]
+
+
+def case(name, optimizer, workdir, mesh="data", **options) -> dict:
+    changes = EIGHT | (SGD if optimizer == "sgd" else {}) | MESHES[mesh]
+    if name == SOUND:
+        name, changes = PRETRAIN, changes | ALONE
+    return dict(name=name, workdir=str(workdir), changes=changes, **options)
+
+
+def assert_close(workdir, one, adam: bool, step=None):
+    """Losses and parameters of a run as those of the run on one device.
+
+    The gradient of key biases is zero in truth: Adam makes rounding to whole updates.
+    """
+    rows, expected = synthetic.lines(workdir), synthetic.lines(one)
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    for row, wanted in zip(rows, expected, strict=True):
+        assert row.keys() == wanted.keys()
+        for name in row:
+            if "loss" in name:
+                assert row[name] == pytest.approx(wanted[name], rel=1e-5), row
+    params = checkpoints._names(checkpoints.load(workdir)[0])
+    first = checkpoints._names(checkpoints.load(one)[0])
+    for name, wanted in first.items():
+        value = params[name]
+        if adam and name.endswith("attention/qkv/bias"):
+            value, wanted = np.delete(value, 1, axis=0), np.delete(wanted, 1, axis=0)
+        np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def assert_gradients_close(workdir, one):
+    found = np.load(Path(workdir) / "gradients.npz")
+    expected = np.load(Path(one) / "gradients.npz")
+    norm = np.sqrt(sum(np.sum(np.square(expected[k], dtype=float)) for k in expected))
+    assert sorted(found) == sorted(expected) and norm > 0.1
+    for name in expected:
+        assert np.any(expected[name]), name
+        assert np.abs(found[name] - expected[name]).max() <= 1e-5 * norm, name
+
+
+@pytest.mark.parametrize(("name", "optimizer"), CASES)
+def test_eight_devices_compute_what_one_does(name, optimizer, tmp_path):
+    one = tmp_path / "one"
+    eight = child(
+        [
+            case(name, optimizer, tmp_path / mesh, mesh, min_split=64, gradients=True)
+            for mesh in MESHES
+        ],
+        devices=8,
+    )
+    alone = training_run.run(**case(name, optimizer, one, gradients=True))
+    assert alone == {"devices": 1, "processes": 1, "split": [0, 0]}
+    copied, split = finish(eight)[0]
+    assert copied == {"devices": 8, "processes": 1, "split": [0, 0]}
+    assert (
+        split["devices"] == 8
+        and split["split"] == [split["split"][0]] * 2
+        and split["split"][0] > 10
+    )
+    for mesh in MESHES:
+        assert_gradients_close(tmp_path / mesh, one)
+        assert_close(tmp_path / mesh, one, optimizer == "adamw")
+
+
+@pytest.mark.parametrize(("name", "optimizer"), CASES)
+def test_two_processes_compute_what_one_does_and_one_goes_on(name, optimizer, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        address = f"localhost:{server.getsockname()[1]}"
+    runs = [case(name, optimizer, two, gradients=True)]
+    together = dict(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2")
+    both = [child(runs, **together, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    training_run.run(**case(name, optimizer, one, gradients=True))
+    for process in both:
+        expected = {"devices": 2, "processes": 2, "split": [0, 0]}
+        assert finish(process)[0] == [expected]
+    assert_gradients_close(two, one)
+    assert_close(two, one, optimizer == "adamw")
+    # One process goes on where two stood.
+    checkpoints._delete(two / "checkpoints" / "5")
+    training_run.run(**case(name, optimizer, two))
+    assert_close(two, one, optimizer == "adamw")

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from av_mae import choose, tokens
 from av_mae.fusion import Fusion, Present, build_encoder
 from av_mae.masking import Mask, take
-from av_mae.transformer import block_options, size_of
+from av_mae.transformer import Linear, block_options, size_of
 
 Patches = Mapping[str, Float[Array, "b _n _f"]]
 Masks = Mapping[str, Mask]
@@ -38,7 +38,7 @@ class Embeddings(nn.Module):
             index = None if masks is None else masks[m].kept
             n = x.shape[1]
             x = x if index is None else take(x, index)
-            x = nn.Dense(self.width, dtype=self.dtype, name=m)(x.astype(self.dtype))
+            x = Linear((self.width,), dtype=self.dtype, name=m)(x.astype(self.dtype))
             place = tokens.Positions(self.positions, n, name=f"positions_{m}")
             encoded[m] = place(x, index)
         return encoded
@@ -55,7 +55,7 @@ class MaskTokens(nn.Module):
     def __call__(self, encoded: Mapping[str, Float[Array, "b _k d"]], masks: Masks):
         sequences = {}
         for m, x in encoded.items():
-            x = nn.Dense(self.width, dtype=self.dtype, name=m)(x)
+            x = Linear((self.width,), dtype=self.dtype, name=m)(x)
             zeros = nn.initializers.zeros
             token = self.param(f"mask_token_{m}", zeros, (1, 1, self.width))
             shape = (*masks[m].masked.shape, self.width)
@@ -75,7 +75,9 @@ class Predict(nn.Module):
     @nn.compact
     def __call__(self, decoded: Mapping[str, Array], features: Mapping[str, int]):
         init = dict(kernel_init=nn.initializers.zeros, dtype=self.dtype)
-        return {m: nn.Dense(features[m], name=m, **init)(x) for m, x in decoded.items()}
+        return {
+            m: Linear((features[m],), name=m, **init)(x) for m, x in decoded.items()
+        }
 
 
 class Autoencoder(nn.Module):

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from data.prepare import prepare
 
 from av_mae import (
     UserError,
@@ -32,6 +31,7 @@ from av_mae import (
     stats,
 )
 from data import DataError, digits, pipeline
+from data.prepare import prepare
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def run_pretraining(config, data: dict, workdir: Path) -> dict:
 
 
 def trivial_errors(config, dataset, clips: int = 256) -> dict[str, dict[str, float]]:
-    """{predictor: {modality: masked error}} over held-out clips, in the loss's units."""
+    """{predictor: {modality: masked error}} of held-out clips, in the loss's units."""
     prepare_batch = jax.jit(inputs.make(config, missing=False), static_argnums=2)
     layouts = inputs.layouts(config)
     sums: dict = {name: {} for name in baselines.PREDICTORS}
@@ -218,7 +218,8 @@ def main(argv=None):
     parser.add_argument("--jobs", type=int, default=0, help="0: one per processor")
     parser.add_argument("--smoke", action="store_true", help="seconds, for testing")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("av_mae").setLevel(logging.INFO)
     # Runs of one modality set share one compiled step.
     jax.config.update("jax_compilation_cache_dir", str(options.workdir / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

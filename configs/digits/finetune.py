@@ -18,15 +18,15 @@ def get_config(arg=""):
     config.seed = 0
     config.modalities = ("rgb", "spectrogram")
     config.batch_size = 32
-    config.epochs = 60.0
+    config.epochs = 40.0
     config.steps = 0
 
     config.data = dict(
         dir="datasets/digits",
         split="train",
         fps=25.0,
-        num_frames=16,
-        stride=3,
+        num_frames=8,
+        stride=6,
         size=64,
         short_side=64,
         crop="center",
@@ -83,7 +83,7 @@ def get_config(arg=""):
 
     config.checkpoint = dict(every_steps=200, keep=2)
     config.log = dict(every_steps=20)
-    config.eval = dict(every_epochs=60.0, split="test", batch_size=128)
+    config.eval = dict(every_epochs=40.0, split="test", batch_size=128)
 
     config.init_from = dict(checkpoint_path="", allow_fresh=(), allow_unused=())
 

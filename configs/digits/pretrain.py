@@ -18,15 +18,15 @@ def get_config(arg=""):
     config.seed = 0
     config.modalities = ("rgb", "spectrogram")
     config.batch_size = 128
-    config.epochs = 30.0
+    config.epochs = 10.0
     config.steps = 0
 
     config.data = dict(
         dir="datasets/digits",
         split="train",
         fps=25.0,
-        num_frames=16,
-        stride=3,
+        num_frames=8,
+        stride=6,
         size=64,
         short_side=64,
         crop="center",
@@ -65,7 +65,7 @@ def get_config(arg=""):
     )
     config.objective = dict(
         kind="reconstruct",
-        target="standardised",
+        target="raw",
         weights=dict(rgb=0.5, spectrogram=0.5),
     )
     config.augment = dict(flip=0.0)
@@ -81,7 +81,7 @@ def get_config(arg=""):
         layer_decay=1.0,
     )
     config.schedule = dict(
-        learning_rate_per_256=2e-3, warmup_epochs=4.0, floor_per_256=0.0
+        learning_rate_per_256=2e-3, warmup_epochs=1.0, floor_per_256=0.0
     )
 
     config.parallel = dict(data=-1, fsdp=1)

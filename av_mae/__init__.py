@@ -31,10 +31,13 @@ class TrainingError(UserError):
     """Training cannot go on (a non-finite loss); the sentence says what to try."""
 
 
-def choose(field: str, name: str, table: dict):
-    """The entry `name` of `table`, or a ConfigError that names the config's field."""
+def choose(field: str, name: str, table):
+    """The entry `name` of `table`, or a ConfigError that names the config's field.
+
+    `table` is a dict, or a sequence of names, of which the name itself is returned.
+    """
     if name in table:
-        return table[name]
+        return table[name] if isinstance(table, dict) else name
     import difflib
 
     close = difflib.get_close_matches(name, table, n=1)

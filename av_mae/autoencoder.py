@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from av_mae import choose, tokens
 from av_mae.fusion import Fusion, Present, build_encoder
 from av_mae.masking import Mask, take
-from av_mae.transformer import Linear, block_options, size_of
+from av_mae.transformer import Linear, block_options, dtype_of, size_of
 
 Patches = Mapping[str, Float[Array, "b _n _f"]]
 Masks = Mapping[str, Mask]
@@ -114,7 +114,7 @@ def build(config) -> Autoencoder:
     """
     model, decoder = config.model, config.model.decoder
     size = size_of(model)
-    dtype = jnp.dtype(config.compute.dtype)
+    dtype = dtype_of(config.compute)
     kind = choose("model.decoder.kind", decoder.kind, DECODERS)
     coder = Fusion(
         kind, decoder.depth, block_options(model, decoder.heads, decoder.mlp, dtype)

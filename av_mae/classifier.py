@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from av_mae import choose
 from av_mae.autoencoder import Embeddings, Patches
 from av_mae.fusion import Fusion, Present, build_encoder, mean_over_present
-from av_mae.transformer import size_of
+from av_mae.transformer import dtype_of, size_of
 
 POOLS = {
     "mean": lambda x: jnp.mean(x, axis=1),
@@ -52,7 +52,7 @@ def build(config, classes: int) -> Classifier:
     """The model that `config.model` describes, for this many classes."""
     model = config.model
     size = size_of(model)
-    dtype = jnp.dtype(config.compute.dtype)
+    dtype = dtype_of(config.compute)
     choose("model.pool", model.pool, POOLS)
     return Classifier(
         classes=classes,

@@ -11,8 +11,6 @@ it goes on where it stopped.
 import argparse
 import importlib.util
 import json
-import logging
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 from av_mae import (
     UserError,
     baselines,
+    commandline,
     finetune,
     inputs,
     loop,
@@ -32,8 +31,6 @@ from av_mae import (
 )
 from data import DataError, digits, pipeline
 from data.prepare import prepare
-
-log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = {
@@ -218,8 +215,8 @@ def main(argv=None):
     parser.add_argument("--jobs", type=int, default=0, help="0: one per processor")
     parser.add_argument("--smoke", action="store_true", help="seconds, for testing")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    logging.getLogger("av_mae").setLevel(logging.INFO)
+    commandline.quiet_libraries()
+    commandline.show_our_log()
     # Runs of one modality set share one compiled step.
     jax.config.update("jax_compilation_cache_dir", str(options.workdir / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -227,8 +224,7 @@ def main(argv=None):
     try:
         print(run(options.workdir, options.clips, options.jobs, arg))
     except (UserError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        commandline.stop(error)
 
 
 if __name__ == "__main__":

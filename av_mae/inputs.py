@@ -49,6 +49,9 @@ def layouts(config) -> dict[str, Layout]:
 
     Raises ConfigError where a patch is larger than the input.
     """
+    choose(
+        "spectrogram.normalise", config.spectrogram.normalise, augment.NORMALISATIONS
+    )
     size, result = size_of(config.model), {}
     for m in config.modalities:
         patch = tokens.patch_sides((size.side, size.tubelet), m)

@@ -8,10 +8,9 @@
 `--config.mode=eval` evaluates the newest checkpoint of the workdir.
 """
 
+import functools
 import json
 import logging
-import os
-import sys
 from pathlib import Path
 
 import jax
@@ -21,6 +20,7 @@ from ml_collections import config_flags
 from av_mae import (
     UserError,
     choose,
+    commandline,
     finetune,
     loop,
     parallel,
@@ -69,11 +69,10 @@ def main(argv):
     file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
     workdir = Path(WORKDIR.value or default_workdir(file))
     try:
-        quiet_libraries()
+        commandline.quiet_libraries()
         parallel.initialize()
         if jax.process_index() == 0:
-            for ours in ("av_mae", "data"):
-                logging.getLogger(ours).setLevel(logging.INFO)
+            commandline.show_our_log()
         log.info("%s", parallel.describe_devices())
         trainer = choose("trainer", config.trainer, TRAINERS)
         modes = {"train": trainer.train, "eval": trainer.evaluate}
@@ -82,7 +81,7 @@ def main(argv):
         log.info("workdir %s  %s\n%s", workdir, loop.provenance(), readable)
         run(config, load_data(config), workdir)
     except (UserError, DataError) as error:
-        stop(error)
+        commandline.stop(error)
 
 
 def default_workdir(file: Path) -> str:
@@ -90,46 +89,5 @@ def default_workdir(file: Path) -> str:
     return f"runs/{file.resolve().parent.name}_{file.stem}"
 
 
-def quiet_libraries():
-    """Lines without decoration; of JAX, Orbax and TensorFlow, warnings alone.
-
-    Dozens of their lines go with every checkpoint, and our own would drown in them.
-    """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    # TensorFlow writes TensorBoard files and computes nothing.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
-
-def parse(argv):
-    """The flags; what is wrong with them, or in the config file, in one sentence."""
-    try:
-        rest = flags.FLAGS(argv)
-        if len(rest) > 1:
-            raise UserError(f"what is {rest[1]!r}? Options begin with --.")
-        if CONFIG.value is None:
-            raise UserError("give a config, as in --config=configs/digits/pretrain.py.")
-        CONFIG.value.to_dict()  # a file that could not be read is told only here
-        return rest
-    except AttributeError as error:  # a field that the locked config does not have
-        what = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error
-        given = " ".join(arg for arg in argv if arg.startswith("--config."))
-        stop(UserError(f"the config has no field {what} (given: {given})"))
-    except OSError as error:
-        stop(UserError(f"--config: {str(error).splitlines()[-1].strip()}"))
-    except (UserError, flags.Error, KeyError, TypeError, ValueError) as error:
-        stop(error)
-
-
-def stop(error: Exception):
-    """Prints an error in one line, without the traceback that some carry, and exits."""
-    lines = str(error).strip().splitlines()
-    if any(line.startswith("Traceback") for line in lines):
-        lines = [lines[-1].removeprefix("ValueError: ")]
-    print("error:", " ".join(lines), file=sys.stderr)
-    sys.exit(2)
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=functools.partial(commandline.parse, CONFIG))

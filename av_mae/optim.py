@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from av_mae import ConfigError
+from av_mae import ConfigError, choose
 
 Schedule = Callable[[Any], Any]  # update number, from 0 → learning rate
 
@@ -114,16 +114,13 @@ def make(
     after the last. Its learning rate is scaled by
     layer_decay ** (num_layers + 1 - layer).
     """
-    if config.name not in OPTIMIZERS:
-        raise ConfigError(
-            f"optimizer.name is {config.name!r}: choose one of {', '.join(OPTIMIZERS)}."
-        )
     decay = jax.tree.map(
         lambda multiple: multiple * config.weight_decay,
         by_rule(config.decay_rules, params, "optimizer.decay_rules"),
     )
     scale = layer_scales(config.layer_decay, params, layer_of, num_layers)
-    update = OPTIMIZERS[config.name](config, decay, scale, schedule)
+    chain = choose("optimizer.name", config.name, OPTIMIZERS)
+    update = chain(config, decay, scale, schedule)
     if config.clip_norm:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
     return update

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from av_mae import (
+    ConfigError,
     autoencoder,
     choose,
     inputs,
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 def train(config, data: dict, workdir: Path) -> dict[str, float]:
     """Runs (or goes on with) the pretraining; returns the last evaluation's numbers."""
+    check(config)
+
     # Devices and steps.
     mesh = parallel.mesh(config.parallel.data, config.parallel.fsdp)
     parallel.check_batch(config.batch_size, mesh)
@@ -105,6 +108,20 @@ def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
     results = _evaluate(config, measure, params, data["eval"], put)
     log.info("evaluation on %s: %s", config.eval.split, runs.text(results))
     return results
+
+
+def check(config):
+    """Raises ConfigError for what can be seen to be wrong before anything is made."""
+    choose("objective.kind", config.objective.kind, {"reconstruct": None})
+    choose("objective.target", config.objective.target, losses.TARGETS)
+    for m, layout in inputs.layouts(config).items():
+        choose(f"mask.{m}.kind", config.mask[m].kind, masking.MASKS)
+        ratio = config.mask[m].ratio
+        if not 0 < ratio < 1 or not 0 < int(ratio * layout.n) < layout.n:
+            raise ConfigError(
+                f"mask.{m}.ratio is {ratio}: choose a share between 0 and 1 that masks "
+                f"some and keeps some of the {layout.n} tokens."
+            )
 
 
 def init(config, model, rng: jax.Array) -> dict:

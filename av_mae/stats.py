@@ -8,12 +8,12 @@ they are not there yet.
 
 import argparse
 import logging
-import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from av_mae import UserError, spectrogram
+from av_mae import UserError, commandline, spectrogram
 from data import DataError, RecordError
 from data.records import Records, read_info, write_json
 
@@ -24,7 +24,7 @@ SECONDS = 10  # of each clip at most
 EDGE = 2  # rows at either end of a window that see the padding
 
 
-def sound(directory: str, preset: str = "mbt", split: str = "train"):
+def sound(directory: Path | str, preset: str = "mbt", split: str = "train"):
     """(mean, deviation) of the log-mels of `split`: as stored, else measured now."""
     records = Records(directory, split)
     stored = records.info["statistics"].get(_key(preset))
@@ -94,13 +94,13 @@ def main(argv=None):
     parser.add_argument("--split", default="train")
     parser.add_argument("--preset", default="mbt", choices=sorted(spectrogram.PRESETS))
     options = parser.parse_args(argv)
+    commandline.quiet_libraries()
     try:
         records = Records(options.directory, options.split)
         numbers = measure(records, options.preset)
         store(records, options.preset, numbers)
     except (UserError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        commandline.stop(error)
     print(
         f"log-mel ({options.preset}): mean {numbers['mean']:.4f} "
         f"± {numbers['mean_standard_error']:.4f}, deviation {numbers['std']:.4f}, "

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from av_mae import ConfigError
+from av_mae import ConfigError, choose
 
 # name: (width, depth, heads); the MLP is four times the width. Sizes of ViT
 # (Dosovitskiy et al. 2021, Table 1; Ti of DeiT), as Scenic and VideoMAE use them.
@@ -87,6 +87,11 @@ def _qkv_kernel(rng, shape, dtype=jnp.float32):
     init = nn.initializers.xavier_uniform()
     keys = jax.random.split(rng, 3)
     return jnp.concatenate([init(k, (d, columns // 3), dtype) for k in keys], axis=1)
+
+
+def dtype_of(compute) -> jnp.dtype:
+    """The type that `config.compute.dtype` names, for activations and products."""
+    return jnp.dtype(choose("compute.dtype", compute.dtype, ("float32", "bfloat16")))
 
 
 def block_options(model, heads: int, mlp: int, dtype) -> BlockOptions:

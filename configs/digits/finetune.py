@@ -96,6 +96,7 @@ def get_config(arg=""):
         config.model.width, config.model.depth = 32, 3
         config.model.heads, config.model.mlp = 2, 64
         config.model.classes = 0
+        config.data.limit = 20
         config.model.fusion_layer = 1
         config.compute.dtype = "float32"
         config.checkpoint.every_steps = config.log.every_steps = 2

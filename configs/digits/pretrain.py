@@ -58,7 +58,7 @@ def get_config(arg=""):
         drop_path=0.0,
         drop_path_rescale=True,
     )
-    config.model.decoder = dict(kind="shared", width=64, depth=2, heads=4, mlp=256)
+    config.model.decoder = dict(kind="shared", width=64, depth=1, heads=2, mlp=256)
 
     config.mask = dict(
         rgb=dict(kind="tube", ratio=0.75), spectrogram=dict(kind="random", ratio=0.7)

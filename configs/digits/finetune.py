@@ -17,8 +17,8 @@ def get_config(arg=""):
     config.mode = "train"
     config.seed = 0
     config.modalities = ("rgb", "spectrogram")
-    config.batch_size = 32
-    config.epochs = 40.0
+    config.batch_size = 16
+    config.epochs = 15.0
     config.steps = 0
 
     config.data = dict(
@@ -48,10 +48,10 @@ def get_config(arg=""):
 
     config.model = dict(
         variant="Ti/16x2",
-        width=128,
+        width=96,
         depth=4,
-        heads=4,
-        mlp=512,
+        heads=3,
+        mlp=384,
         classes=10,
         fusion="bottleneck",
         fusion_layer=2,
@@ -72,10 +72,10 @@ def get_config(arg=""):
         weight_decay=0.05,
         decay_rules=((".*kernel", 1.0), (".*", 0.0)),
         clip_norm=1.0,
-        layer_decay=0.75,
+        layer_decay=1.0,
     )
     config.schedule = dict(
-        learning_rate_per_256=4e-3, warmup_epochs=5.0, floor_per_256=0.0
+        learning_rate_per_256=1.6e-2, warmup_epochs=2.0, floor_per_256=0.0
     )
 
     config.parallel = dict(data=-1, fsdp=1)
@@ -83,7 +83,7 @@ def get_config(arg=""):
 
     config.checkpoint = dict(every_steps=200, keep=2)
     config.log = dict(every_steps=20)
-    config.eval = dict(every_epochs=40.0, split="test", batch_size=128)
+    config.eval = dict(every_epochs=15.0, split="test", batch_size=128)
 
     config.init_from = dict(checkpoint_path="", allow_fresh=(), allow_unused=())
 

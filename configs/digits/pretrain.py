@@ -17,7 +17,7 @@ def get_config(arg=""):
     config.mode = "train"
     config.seed = 0
     config.modalities = ("rgb", "spectrogram")
-    config.batch_size = 128
+    config.batch_size = 32
     config.epochs = 10.0
     config.steps = 0
 
@@ -37,7 +37,7 @@ def get_config(arg=""):
         crops=1,
         threads=2,
         workers=0,
-        cache=True,
+        cache=False,
         resize="antialias",
         missing_modalities=True,
         limit=0,
@@ -48,10 +48,10 @@ def get_config(arg=""):
 
     config.model = dict(
         variant="Ti/16x2",
-        width=128,
+        width=96,
         depth=4,
-        heads=4,
-        mlp=512,
+        heads=3,
+        mlp=384,
         fusion="mid",
         fusion_layers=2,
         positions="sinusoidal",
@@ -81,14 +81,14 @@ def get_config(arg=""):
         layer_decay=1.0,
     )
     config.schedule = dict(
-        learning_rate_per_256=2e-3, warmup_epochs=1.0, floor_per_256=0.0
+        learning_rate_per_256=8e-3, warmup_epochs=1.0, floor_per_256=0.0
     )
 
     config.parallel = dict(data=-1, fsdp=1)
     config.compute = dict(dtype="float32", accumulate=1)
 
-    config.checkpoint = dict(every_steps=200, keep=2)
-    config.log = dict(every_steps=20, pictures=4)
+    config.checkpoint = dict(every_steps=500, keep=2)
+    config.log = dict(every_steps=100, pictures=4)
     config.eval = dict(every_epochs=10.0, split="test", batch_size=128)
 
     config.init_from = dict(checkpoint_path="", allow_fresh=(), allow_unused=())

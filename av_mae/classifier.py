@@ -16,10 +16,18 @@ from av_mae.autoencoder import Embeddings, Patches
 from av_mae.fusion import Fusion, Present, build_encoder, mean_over_present
 from av_mae.transformer import dtype_of, size_of
 
-POOLS = {
-    "mean": lambda x: jnp.mean(x, axis=1),
-    "max": lambda x: jnp.max(x, axis=1),
-}
+
+def highest(x: Float[Array, "b n d"]) -> Float[Array, "b d"]:
+    """The maximum over the tokens, with the gradient to the first token that has it.
+
+    The gradient of jnp.max looks for x == max(x) and divides by how many there are.
+    XLA may compute x twice, and round it differently: then there are none, and NaN.
+    """
+    index = jnp.argmax(x, axis=1, keepdims=True)  # b 1 d
+    return jnp.take_along_axis(x, index, axis=1)[:, 0]
+
+
+POOLS = {"mean": lambda x: jnp.mean(x, axis=1), "max": highest}
 
 
 class Classifier(nn.Module):

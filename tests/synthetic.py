@@ -107,7 +107,8 @@ class Dataset:
         wave = np.sin(2 * np.pi * (label + 1) * across / 16)
         rgb = 100 + 80 * wave + rng.integers(0, 40, shape)
         t = np.arange(self._samples)
-        sound = 8000 * np.sin(t * (0.05 + 0.4 * label)) + rng.normal(0, 100, t.shape)
+        sound = 8000 * np.sin(t * (0.05 + 0.4 * label))  # a tone in noise, both its own
+        sound = sound + rng.normal(0, 10 * 10**label, t.shape)
         row = {
             "rgb": rgb.astype(np.uint8),
             "waveform": np.repeat(sound[None], self._views, 0).astype(np.int16),

@@ -33,7 +33,7 @@ def quick():
 
 
 def tiny(**changes):
-    """24 steps, and what is random in the step switched on."""
+    """24 steps, so that the classes are learnt."""
     return synthetic.tiny(CONFIG, **{"steps": 24, "log__every_steps": 4} | changes)
 
 
@@ -56,9 +56,9 @@ def trained(tmp_path_factory):
 def test_classes_are_learnt(trained):
     _, workdir, results = trained
     rows = [row for row in synthetic.lines(workdir) if "loss" in row]
-    assert rows[-1]["loss"] < 0.8 * math.log(3)
+    assert rows[-1]["loss"] < 0.6 * math.log(3)
     assert results["eval/top_1"] >= 8 / 9
-    assert results["eval/loss"] < 0.8 * math.log(3)
+    assert results["eval/loss"] < 0.6 * math.log(3)
     assert results.keys() == {"eval/loss", "eval/top_1"}  # three classes: no top-5
     assert rows[-1]["loss"] == pytest.approx(
         (rows[-1]["loss_rgb"] + rows[-1]["loss_spectrogram"]) / 2, rel=1e-6
@@ -407,4 +407,4 @@ def test_every_setting_trains(changes, tmp_path):
     assert ("eval/top_1" in results) is not multilabel
     logits, labels = finetune.predict_all(config, data["eval"], tmp_path)
     labels = labels.argmax(axis=1) if multilabel else labels
-    assert np.mean(logits.argmax(axis=1) == labels) >= 2 / 3
+    assert np.mean(logits.argmax(axis=1) == labels) > 0.6

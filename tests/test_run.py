@@ -307,11 +307,9 @@ def test_eight_devices_compute_what_one_does(name, optimizer, tmp_path):
     assert alone == {"devices": 1, "processes": 1, "split": [0, 0]}
     copied, split = finish(eight)[0]
     assert copied == {"devices": 8, "processes": 1, "split": [0, 0]}
-    assert (
-        split["devices"] == 8
-        and split["split"] == [split["split"][0]] * 2
-        and split["split"][0] > 10
-    )
+    pieces = split.pop("split")
+    assert split == {"devices": 8, "processes": 1} and len(pieces) == 2
+    assert pieces[0] == pieces[1] > 10
     for mesh in MESHES:
         assert_gradients_close(tmp_path / mesh, one)
         assert_close(tmp_path / mesh, one, optimizer == "adamw")

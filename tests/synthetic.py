@@ -48,6 +48,8 @@ def tiny(name: str, **changes):
         result.model.decoder.width, result.model.decoder.mlp = 16, 32
         result.mask.rgb.kind, result.mask.rgb.ratio = "tube", 0.75
         result.objective.target = "standardised"
+    else:
+        result.model.fusion, result.model.fusion_layer = "bottleneck", 0
     result.update_from_flattened_dict(
         {key.replace("__", "."): value for key, value in changes.items()}
     )

@@ -17,8 +17,8 @@ def get_config(arg=""):
     config.mode = "train"
     config.seed = 0
     config.modalities = ("rgb", "spectrogram")
-    config.batch_size = 16
-    config.epochs = 15.0
+    config.batch_size = 20
+    config.epochs = 25.0
     config.steps = 0
 
     config.data = dict(
@@ -31,7 +31,7 @@ def get_config(arg=""):
         short_side=64,
         crop="center",
         audio_seconds=2.0,
-        audio_align="proportional",
+        audio_align="window",
         samples_per_clip=1,
         views=1,
         crops=1,
@@ -75,7 +75,7 @@ def get_config(arg=""):
         layer_decay=1.0,
     )
     config.schedule = dict(
-        learning_rate_per_256=1.6e-2, warmup_epochs=2.0, floor_per_256=0.0
+        learning_rate_per_256=2e-2, warmup_epochs=2.0, floor_per_256=0.0
     )
 
     config.parallel = dict(data=-1, fsdp=1)
@@ -83,7 +83,7 @@ def get_config(arg=""):
 
     config.checkpoint = dict(every_steps=200, keep=2)
     config.log = dict(every_steps=20)
-    config.eval = dict(every_epochs=15.0, split="test", batch_size=128)
+    config.eval = dict(every_epochs=25.0, split="test", batch_size=128)
 
     config.init_from = dict(checkpoint_path="", allow_fresh=(), allow_unused=())
 

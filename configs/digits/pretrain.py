@@ -31,7 +31,7 @@ def get_config(arg=""):
         short_side=64,
         crop="center",
         audio_seconds=2.0,
-        audio_align="proportional",
+        audio_align="window",
         samples_per_clip=1,
         views=1,
         crops=1,
@@ -61,7 +61,7 @@ def get_config(arg=""):
     config.model.decoder = dict(kind="shared", width=64, depth=1, heads=2, mlp=256)
 
     config.mask = dict(
-        rgb=dict(kind="tube", ratio=0.75), spectrogram=dict(kind="random", ratio=0.7)
+        rgb=dict(kind="random", ratio=0.75), spectrogram=dict(kind="random", ratio=0.7)
     )
     config.objective = dict(
         kind="reconstruct",

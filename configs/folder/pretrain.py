@@ -61,7 +61,7 @@ def get_config(arg=""):
     config.model.decoder = dict(kind="shared", width=192, depth=4, heads=3, mlp=768)
 
     config.mask = dict(
-        rgb=dict(kind="random", ratio=0.9), spectrogram=dict(kind="random", ratio=0.7)
+        rgb=dict(kind="tube", ratio=0.9), spectrogram=dict(kind="random", ratio=0.7)
     )
     config.objective = dict(
         kind="reconstruct",

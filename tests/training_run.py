@@ -37,7 +37,7 @@ TRAINERS = {"pretrain": pretrain, "finetune": finetune}
 
 
 class Slow:
-    """A data set whose training batches come every `pause` seconds."""
+    """A data set whose training batches come every `pause` seconds; says the first."""
 
     def __init__(self, dataset, pause):
         self._dataset, self._pause = dataset, pause
@@ -46,6 +46,8 @@ class Slow:
         return getattr(self._dataset, name)
 
     def train(self, batch_size, step=0):
+        if self._pause:
+            print(json.dumps({"begins": step}), flush=True)
         for batch in self._dataset.train(batch_size, step):
             time.sleep(self._pause)
             yield batch

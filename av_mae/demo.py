@@ -63,15 +63,17 @@ def once(path: Path, make: Callable[[], dict]) -> dict:
 
 def make_data(workdir: Path, clips: int, jobs: int) -> dict:
     """Clips as files, then records, then the statistics of their sound."""
-    manifest = digits.make(workdir / "clips", clips, clips, 0, jobs)
+    manifest = digits.make(workdir / "clips", clips, clips // 2, 0, jobs)
     prepare(manifest, workdir / "data", short_side="source", jobs=jobs)
     mean, std = stats.sound(workdir / "data")
     return {"log_mel_mean": mean, "log_mel_std": std}
 
 
-def load(config, split: str, label: str) -> pipeline.Dataset:
-    """A split with both modalities, for every model: its frames are decoded once."""
-    return pipeline.load(config.data, split, label=label, seed=config.seed)
+def load(config, split: str, label: str, cache: bool) -> pipeline.Dataset:
+    """A split with both modalities, for every model; a cached one is decoded once."""
+    settings = config.data.copy_and_resolve_references()
+    settings.cache = cache
+    return pipeline.load(settings, split, label=label, seed=config.seed)
 
 
 def with_statistics(config, made: dict):
@@ -114,8 +116,10 @@ def trivial_errors(config, dataset, clips: int = 256) -> dict[str, dict[str, flo
 
 
 def run_finetuning(config, data: dict, workdir: Path) -> dict:
-    """Finetunes; keeps the logits of the test clips for late fusion."""
+    """Finetunes; keeps a single modality's test logits for late fusion."""
     results = dict(finetune.train(config, data, workdir))
+    if len(config.modalities) > 1:
+        return results
     logits, labels = finetune.predict_all(config, data["eval"], workdir)
     np.savez(workdir / "logits.npz", logits=logits, labels=labels)
     return results
@@ -160,15 +164,17 @@ def run(workdir: Path, clips: int, jobs: int, arg: str = "") -> str:
     made = once(results / "data.json", lambda: make_data(workdir, clips, jobs))
 
     config = with_statistics(config_of("pretrain", workdir, arg), made)
-    test = load(config, config.eval.split, "class")
-    data = {"train": load(config, config.data.split, "none"), "eval": test}
+    test = load(config, config.eval.split, "class", cache=True)
+    train = load(config, config.data.split, "none", cache=False)
+    data = {"train": train, "eval": test}
     pretrained = workdir / "pretrain"
     masked = once(
         results / "pretrain.json", lambda: run_pretraining(config, data, pretrained)
     )
 
     config = with_statistics(config_of("finetune", workdir, arg), made)
-    data = {"train": load(config, config.data.split, "class"), "eval": test}
+    train = load(config, config.data.split, "class", cache=True)
+    data = {"train": train, "eval": test}
     table = {
         "linear": once(results / "linear.json", lambda: linear_baselines(config, data))
     }
@@ -185,7 +191,7 @@ def run(workdir: Path, clips: int, jobs: int, arg: str = "") -> str:
         table[f"late fusion, {start}"] = {"both": late_fusion(*pair)}
     (results / "table.json").write_text(json.dumps(table, indent=1))
     labels = config.data.limit or data["train"].num_clips
-    return text(table, masked, labels, workdir)
+    return text(table, masked, labels, workdir) + "\n" + times(results)
 
 
 def text(table: dict, masked: dict, labels: int, workdir: Path) -> str:
@@ -204,6 +210,19 @@ def text(table: dict, masked: dict, labels: int, workdir: Path) -> str:
     return "\n".join(lines)
 
 
+def times(results: Path) -> str:
+    """What each part took, from the files of `once`."""
+    seconds = {path.stem: json.loads(path.read_text()) for path in results.glob("*")}
+    seconds = {k: v["seconds"] for k, v in seconds.items() if "seconds" in v}
+    parts = [
+        f"{name} {loop.duration(seconds.pop(name))}"
+        for name in ("data", "pretrain")
+        if name in seconds
+    ]
+    rest = loop.duration(sum(seconds.values()))
+    return f"Time: {', '.join(parts)}, baselines and finetuning {rest}"
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m av_mae.demo",
@@ -211,7 +230,9 @@ def main(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--clips", type=int, default=4000, help="of train and of test")
+    parser.add_argument(
+        "--clips", type=int, default=4000, help="to train on; half as many to test"
+    )
     parser.add_argument("--jobs", type=int, default=0, help="0: one per processor")
     parser.add_argument("--smoke", action="store_true", help="seconds, for testing")
     options = parser.parse_args(argv)

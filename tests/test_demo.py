@@ -106,3 +106,12 @@ def test_the_whole_demo_at_smoke_size(tmp_path):
     assert "step 4/4" not in again
     assert times == [p.stat().st_mtime_ns for p in results if p.stem != "table"]
     assert again[again.index("Top-1") :] == text[text.index("Top-1") :]
+
+
+def test_times(tmp_path):
+    for name, seconds in {"data": 61, "pretrain": 5, "linear": 4, "x": 3}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"seconds": seconds}))
+    (tmp_path / "table.json").write_text("{}")
+    assert demo.times(tmp_path) == (
+        "Time: data 1 m 1 s, pretrain 5 s, baselines and finetuning 7 s"
+    )

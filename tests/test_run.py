@@ -171,9 +171,10 @@ def test_sigterm_saves_and_the_next_run_goes_on(whole, tmp_path, caplog):
     assert 10 <= step < 40
     assert f"stopped by SIGTERM after step {step}; run again to go on" in log
     assert synthetic.lines(tmp_path)[-1]["step"] == step
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    before = signal.getsignal(signal.SIGTERM)
     with caplog.at_level("INFO"):
         training_run.run(PRETRAIN, tmp_path, light())
+    assert signal.getsignal(signal.SIGTERM) == before
     assert f"resuming {tmp_path} at step {step}" in caplog.text
     assert_as_uninterrupted(tmp_path, whole())
 
@@ -239,12 +240,13 @@ def test_other_records_and_a_second_run_are_refused(whole):
 
 def test_an_init_from_that_fails_lets_go_of_the_workdir(whole, tmp_path):
     changes = {"init_from__checkpoint_path": str(whole()), "model__depth": 3}
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(CheckpointError, match="embed/rgb/kernel"):
         training_run.run(FINETUNE, tmp_path, changes)
     changes["init_from__checkpoint_path"] = str(tmp_path / "none")
     with pytest.raises(CheckpointError, match="none holds no checkpoint"):
         training_run.run(FINETUNE, tmp_path, changes)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 # Devices and processes.

@@ -43,7 +43,7 @@ def get_config(arg=""):
         limit=200,
     )
 
-    config.picture = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    config.picture = dict(mean=(0.24, 0.24, 0.24), std=(0.16, 0.16, 0.16))
     config.spectrogram = dict(preset="mbt", normalise="dataset", mean=0.0, std=1.0)
 
     config.model = dict(

@@ -41,6 +41,7 @@ def tiny(name: str, **changes):
     result.model.width, result.model.depth, result.model.mlp = 16, 2, 32
     result.schedule.learning_rate_per_256, result.schedule.warmup_epochs = 0.64, 0.0
     result.eval.every_epochs = 1.0
+    result.picture.mean = result.picture.std = (0.5, 0.5, 0.5)
     result.model.drop_path, result.augment.flip = 0.1, 0.0
     result.optimizer.name, result.optimizer.b2 = "adamw", 0.95
     if result.trainer == "pretrain":
@@ -109,8 +110,10 @@ class Dataset:
         wave = np.sin(2 * np.pi * (label + 1) * across / 16)
         rgb = 100 + 80 * wave + rng.integers(0, 40, shape)
         t = np.arange(self._samples)
-        sound = 8000 * np.sin(t * (0.05 + 0.4 * label))  # a tone in noise, both its own
-        sound = sound + rng.normal(0, 10 * 10**label, t.shape)
+        # A tone in noise; the noise is the same in all clips but louder in each class.
+        noise = np.random.default_rng(5).normal(0, 100 * 3**label, t.shape)
+        sound = 8000 * np.sin(t * (0.05 + 0.4 * label)) + noise
+        sound += rng.normal(0, 20, t.shape)
         row = {
             "rgb": rgb.astype(np.uint8),
             "waveform": np.repeat(sound[None], self._views, 0).astype(np.int16),

@@ -46,6 +46,7 @@ STALL = 600.0  # s without a new frame after which a worker is given up
 BEAT = 1.0  # s between a worker's signs of life
 AHEAD = 8  # clips a worker that may be done before the one that is next in order,
 HELD_BYTES = 512 << 20  # unless they take more memory than this
+LOCK_WAIT = 5.0  # s until a lock that stays taken is another run's
 LOST_SHARE = 0.01  # of the clips without a modality, from which on a warning is due
 SHOWN = 30  # failures and classes on screen; report.json has all
 
@@ -209,18 +210,32 @@ def _only_run(out: Path, folder: Path, settings: dict):
             )
     (folder / "progress").mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _locked(lock):
             raise RecordError(
                 f"{out}: is being prepared by another process; wait for it to end."
-            ) from None
+            )
         path = folder / "settings.json"
         if path.is_file():
             _check_settings(out, json.loads(path.read_text()), settings)
         else:
             records.write_json(path, settings)
         yield
+
+
+def _locked(lock) -> bool:
+    """Takes the lock; False where somebody keeps it for longer than LOCK_WAIT.
+
+    The workers of a run that was killed inherited its lock, and outlive it by a moment.
+    """
+    deadline = time.monotonic() + LOCK_WAIT
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+        time.sleep(0.1)
 
 
 def _check_settings(out: Path, stored: dict, wanted: dict) -> None:

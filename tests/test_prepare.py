@@ -398,12 +398,26 @@ def test_an_unusable_source_or_name_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_two_runs_at_once_are_kept_apart(source, tmp_path):
+def test_two_runs_at_once_are_kept_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "LOCK_WAIT", 0.3)
     folder = tmp_path / "set" / "1.0.0"
     with prepare._only_run(tmp_path, folder, {}):
         with pytest.raises(RecordError, match="being prepared by another process"):
             with prepare._only_run(tmp_path, folder, {}):
                 pass
+
+
+def test_a_lock_that_is_freed_soon_is_waited_for(tmp_path):
+    """As that of a killed run, which its workers hold until they are gone too."""
+    folder = tmp_path / "set" / "1.0.0"
+    folder.mkdir(parents=True)
+    code = "import fcntl, sys, time; fcntl.flock(f := open(sys.argv[1], 'w'), 2)"
+    code += "; print(flush=True); time.sleep(1)"
+    command = [sys.executable, "-c", code, str(folder / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with prepare._only_run(tmp_path, folder, {}):
+            assert holder.wait() == 0
 
 
 # --------------------------------------------------------------------- real clips

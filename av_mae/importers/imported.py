@@ -28,13 +28,15 @@ class Imported:
     """A published model as one of ours.
 
     config: a complete config tree; params: nested dict of numpy arrays by our names;
-    rows: every parameter of the source and of ours; notes: sentences for the report.
+    rows: every parameter of the source and of ours; notes: sentences for the report;
+    labels: names of the classes in the order of the head, where the source has them.
     """
 
     config: ConfigDict
     params: dict[str, Any]
     rows: list[Row]
     notes: list[str]
+    labels: list[str] = dataclasses.field(default_factory=list)
 
     def report(self) -> str:
         """The rows as a table, then the notes, as text for a terminal."""

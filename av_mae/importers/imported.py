@@ -18,7 +18,7 @@ from av_mae import CheckpointError, ConfigError
 class Row(NamedTuple):
     """A parameter of the source, of ours, or both; '' where one has no counterpart."""
 
-    source: str  # its name in the file; several, joined by ', ', that become one
+    source: str  # its name in the file; where several become one, each has its row
     target: str  # our '/'-joined name
     note: str  # how it was changed, or why it is left out
 

@@ -3,21 +3,23 @@
 Names are the paper's (Audiovisual MAE §3.2 and MBT): `early` joins from the first
 layer, `shared` sends each modality through the same layers, `separate` never joins,
 `mid` joins in the last `fusion_layers` layers, `bottleneck` lets the modalities meet
-only in a few extra tokens (Nagrani et al. 2021). The same functions make encoders and
-decoders, for pretraining and for finetuning.
+only in a few extra tokens, `cross` lets each attend to the other in layers of its own
+(Nagrani et al. 2021, §3.2). The same functions make encoders and decoders, for
+pretraining and for finetuning.
 
 `present[m]` [b] says which clips have modality m; None means that all do, and then no
 mask exists in the program. Tokens of a missing modality are never attended to.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from av_mae import choose
+from av_mae import ConfigError, choose
 from av_mae.transformer import (
     BlockOptions,
     Size,
@@ -85,6 +87,20 @@ def mid(
     return _part(joint(x, exist, train), tokens)
 
 
+def _own_stacks(coder: "Fusion", tokens: Tokens, share_encoder: bool):
+    """({modality: its stack's name}, {name: stack}), without final norms."""
+    names = {m: "shared" if share_encoder else m for m in tokens}
+    return names, {
+        name: coder.stack(name, norm=False) for name in dict.fromkeys(names.values())
+    }
+
+
+def _one_norm(coder: "Fusion", tokens: Tokens) -> dict[str, Array]:
+    """One final norm that serves all modalities (Scenic's MBT)."""
+    norm = coder.final_norm("norm")
+    return {m: norm(x) for m, x in tokens.items()}
+
+
 def bottleneck(
     coder: "Fusion",
     tokens: Tokens,
@@ -93,34 +109,66 @@ def bottleneck(
     *,
     fusion_layer: int,
     bottlenecks: int,
+    bottlenecks_at_test: bool = True,
+    share_encoder: bool = False,
 ):
     """Separate stacks that, from `fusion_layer` on, exchange `bottlenecks` tokens.
 
     Each modality updates its own copy of the bottleneck tokens; after every layer the
-    copies are averaged over the modalities that the clip has. One final norm serves all
-    modalities (Scenic's MBT).
+    copies are averaged over the modalities that the clip has. Without
+    `bottlenecks_at_test` nothing is exchanged except in training. `share_encoder` sends
+    all modalities through the same layers. One final norm serves all modalities.
     """
-    stacks = {m: coder.stack(m, norm=False) for m in tokens}
+    names, stacks = _own_stacks(coder, tokens, share_encoder)
     b, _, d = next(iter(tokens.values())).shape
     init = nn.initializers.normal(0.02)
     meet = len(tokens) > 1
     if meet:
         start = coder.param("bottleneck", init, (1, bottlenecks, d), jnp.float32)
         shared_tokens = jnp.broadcast_to(start, (b, bottlenecks, d))
+        meet = train or bottlenecks_at_test
     for i in range(coder.depth):
+        layer = {m: functools.partial(stacks[names[m]].layer, i) for m in tokens}
         if not meet or i < fusion_layer:
-            tokens = {m: stacks[m].layer(i, x, None, train) for m, x in tokens.items()}
+            tokens = {m: layer[m](x, None, train) for m, x in tokens.items()}
             continue
         joined = {
             m: jnp.concatenate([x, shared_tokens.astype(x.dtype)], axis=1)
             for m, x in tokens.items()
         }
-        joined = {m: stacks[m].layer(i, x, None, train) for m, x in joined.items()}
+        joined = {m: layer[m](x, None, train) for m, x in joined.items()}
         tokens = {m: x[:, :-bottlenecks] for m, x in joined.items()}
         copies = {m: x[:, -bottlenecks:] for m, x in joined.items()}
         shared_tokens = mean_over_present(copies, present)
-    norm = nn.LayerNorm(coder.options.eps, dtype=coder.options.dtype, name="norm")
-    return {m: norm(x) for m, x in tokens.items()}
+    return _one_norm(coder, tokens)
+
+
+def cross(
+    coder: "Fusion",
+    tokens: Tokens,
+    present: Present,
+    train: bool,
+    *,
+    fusion_layer: int,
+    share_encoder: bool = False,
+):
+    """MBT without bottlenecks: from `fusion_layer` on, attention sees all modalities.
+
+    Each modality's tokens are updated by its own layers, whose keys and values are the
+    tokens of all; with `share_encoder` the layers are the same, so that this is one
+    stack over the joint sequence. One final norm serves all modalities.
+    """
+    names, stacks = _own_stacks(coder, tokens, share_encoder)
+    for i in range(coder.depth):
+        if i < fusion_layer:
+            tokens = {
+                m: stacks[names[m]].layer(i, x, None, train) for m, x in tokens.items()
+            }
+            continue
+        x, exist = _join(tokens, present)
+        joint = {name: s.layer(i, x, exist, train) for name, s in stacks.items()}
+        tokens = {m: _part(joint[names[m]], tokens)[m] for m in tokens}
+    return _one_norm(coder, tokens)
 
 
 def mean_over_present(
@@ -143,14 +191,16 @@ FUSIONS = {
     "separate": separate,
     "mid": mid,
     "bottleneck": bottleneck,
+    "cross": cross,
 }
 
 
 class Fusion(nn.Module):
     """An encoder or decoder of several modalities by the strategy `kind`.
 
-    `settings` are the options that this strategy alone has. Sub-modules are named after
-    what passes through them: rgb, spectrogram, shared or joint.
+    `settings` are the options that this strategy alone has; `norm` says whether there
+    are LayerNorms after the last blocks. Sub-modules are named after what passes
+    through them: rgb, spectrogram, shared or joint.
     """
 
     kind: str
@@ -158,11 +208,18 @@ class Fusion(nn.Module):
     options: BlockOptions
     drop_path: float = 0.0
     settings: Mapping[str, Any] | None = None
+    norm: bool = True
 
     def stack(self, name: str, layers: slice = slice(None), norm: bool = True) -> Stack:
         """The stack `name` for `layers` of the whole depth."""
         rates = drop_path_rates(self.drop_path, self.depth)[layers]
-        return Stack(self.options, rates, norm, name=name)
+        return Stack(self.options, rates, norm and self.norm, name=name)
+
+    def final_norm(self, name: str) -> Callable[[Array], Array]:
+        """A LayerNorm outside of the stacks; nothing for an encoder without norms."""
+        if not self.norm:
+            return lambda x: x
+        return nn.LayerNorm(self.options.eps, dtype=self.options.dtype, name=name)
 
     @nn.compact
     def __call__(self, tokens: Tokens, present: Present = None, train: bool = False):
@@ -170,7 +227,38 @@ class Fusion(nn.Module):
 
 
 # The options of `config.model` that belong to one strategy alone.
-SETTINGS = {"mid": ("fusion_layers",), "bottleneck": ("fusion_layer", "bottlenecks")}
+SETTINGS = {
+    "mid": ("fusion_layers",),
+    "bottleneck": (
+        *("fusion_layer", "bottlenecks", "bottlenecks_at_test"),
+        "share_encoder",
+    ),
+    "cross": ("fusion_layer", "share_encoder"),
+}
+
+
+def settings_of(model, depth: int) -> dict[str, Any]:
+    """The options of `config.model` for its strategy.
+
+    A finetuning config counts where the modalities meet from the first layer
+    (`fusion_layer`), a pretraining config from the last (`fusion_layers`). Raises
+    ConfigError where they would meet outside of the encoder.
+    """
+    if model.fusion == "mid" and "fusion_layers" not in model:
+        return {"fusion_layers": depth - _checked(model.fusion_layer, depth)}
+    names = SETTINGS.get(model.fusion, ())
+    if "fusion_layer" in names:
+        _checked(model.fusion_layer, depth)
+    return {name: model[name] for name in names}
+
+
+def _checked(fusion_layer: int, depth: int) -> int:
+    if not 0 <= fusion_layer <= depth:
+        raise ConfigError(
+            f"model.fusion_layer is {fusion_layer}, but the encoder has {depth} "
+            f"layers: set it from 0 (all joint) to {depth} (never joint)."
+        )
+    return fusion_layer
 
 
 def build_encoder(model, size: Size, dtype) -> Fusion:
@@ -181,5 +269,5 @@ def build_encoder(model, size: Size, dtype) -> Fusion:
         depth=size.depth,
         options=block_options(model, size.heads, size.mlp, dtype),
         drop_path=model.drop_path,
-        settings={name: model[name] for name in SETTINGS.get(model.fusion, ())},
+        settings=settings_of(model, size.depth),
     )

@@ -12,6 +12,8 @@ The waveform is padded with silence, half a window less half a hop on either sid
 that row i is centred on its own 10 ms and there are exactly 100 rows a second. The
 discrete Fourier transform is a matrix product at the highest precision: bfloat16
 products would be off by up to 6 in the logarithm.
+
+`mfcc` is the front end of AV-MaskEnhancer: 13 cepstral coefficients a row, see there.
 """
 
 from typing import NamedTuple
@@ -35,8 +37,22 @@ class Preset(NamedTuple):
     offset: float  # the logarithm is ln(power + offset)
 
 
+class Cepstra(NamedTuple):
+    """The front end `mfcc`; `mels` is the number of its coefficients."""
+
+    sample_rate: int = 16000
+    window: int = 400  # without weights
+    hop: int = 160
+    fft: int = 512
+    filters: int = 26
+    mels: int = 13
+    lifter: int = 22
+    emphasis: float = 0.97
+
+
 PRESETS = {
     "mbt": Preset(16000, 400, 160, 1024, 128, 20.0, 8000.0, 1e-6),
+    "mfcc": Cepstra(),
 }
 
 
@@ -50,6 +66,8 @@ def log_mel(
     t = s // hop; samples after the last whole hop only reach into the last rows.
     """
     front_end = PRESETS[preset]
+    if isinstance(front_end, Cepstra):
+        return mfcc(waveform)[..., None]
     scale = 2.0**-15 if jnp.issubdtype(waveform.dtype, jnp.integer) else 1.0
     frames = frame(jnp.asarray(waveform, jnp.float32) * scale, front_end)
     even, odd = fold(frames)
@@ -124,3 +142,80 @@ def product(
 ) -> Float32[Array, "*batch m"]:
     """A matrix product in full float32, on tensor cores too."""
     return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
+
+
+# Cepstral coefficients.
+
+
+def mfcc(
+    waveform: Float[Array | np.ndarray, "b s"] | Int16[Array | np.ndarray, "b s"],
+) -> Float32[Array, "b t f"]:
+    """Mel-frequency cepstral coefficients of 16 kHz sound, t = s // 160, f = 13.
+
+    As `python_speech_features.mfcc(x, 16000, numcep=13)` has them; AV-MaskEnhancer
+    calls it so for videos of 25 frames a second (for other rates it scales window and
+    hop by 25 / rate; here they stay in seconds). int16 is taken as it is and floating
+    point times 32768, as WAV files hold it. Row i sees the samples from 160 i on. Rows
+    after the sound's end are zero, not silence: the published project pads
+    coefficients. The end is the last sample that is not 0.
+    """
+    preset = PRESETS["mfcc"]
+    scale = 1 if jnp.issubdtype(waveform.dtype, jnp.integer) else 32768
+    x = jnp.asarray(waveform, jnp.float32) * scale
+    samples = jnp.arange(x.shape[1])[None]
+    length = jnp.max(jnp.where(x != 0, samples + 1, 0), axis=1, keepdims=True)  # b 1
+    x = x - preset.emphasis * jnp.pad(x, ((0, 0), (1, 0)))[:, :-1]
+    frames = _from_start(jnp.where(samples < length, x, 0.0), preset)
+    cosines, sines = _plain_fourier_matrices(preset)
+    power = product(frames, cosines) ** 2 + product(frames, sines) ** 2
+    power = power / preset.fft
+    logarithm = lambda y: jnp.log(jnp.where(y == 0, np.finfo(np.float64).eps, y))
+    energy = logarithm(jnp.sum(power, axis=-1, keepdims=True))
+    mels = product(power, _mel_triangles(preset))
+    cepstrum = product(logarithm(mels), _cosine_matrix(preset))
+    result = jnp.concatenate([energy, cepstrum[..., 1:]], axis=-1)
+    rows = 1 + jnp.maximum(0, -((preset.window - length) // preset.hop))
+    rows = jnp.where(length == 0, 0, rows)
+    exist = jnp.arange(frames.shape[1])[None] < rows
+    return jnp.where(exist[..., None], result, 0.0)
+
+
+def _from_start(
+    waveform: Float32[Array, "b s"], preset: Cepstra
+) -> Float32[Array, "b t window"]:
+    """As `frame`, but row i begins with its own hop."""
+    rows, overlap = waveform.shape[1] // preset.hop, -(-preset.window // preset.hop)
+    needed = (rows + overlap - 1) * preset.hop
+    after = max(needed - waveform.shape[1], 0)
+    padded = jnp.pad(waveform, ((0, 0), (0, after)))[:, :needed]
+    blocks = padded.reshape(len(waveform), -1, preset.hop)
+    shifted = [blocks[:, i : i + rows] for i in range(overlap)]
+    return jnp.concatenate(shifted, axis=-1)[..., : preset.window]
+
+
+def _plain_fourier_matrices(preset: Cepstra) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines [window bins] without weights."""
+    turns = np.outer(np.arange(preset.window), np.arange(preset.fft // 2 + 1))
+    transform = np.exp(-2j * np.pi * (turns % preset.fft) / preset.fft)
+    return transform.real.astype(np.float32), transform.imag.astype(np.float32)
+
+
+def _mel_triangles(preset: Cepstra) -> Float32[np.ndarray, "bins filters"]:
+    """Triangles linear in hertz from 0 to half the rate, their corners on bins."""
+    rate = preset.sample_rate
+    highest = 2595 * np.log10(1 + rate / 2 / 700)
+    mels = np.linspace(0, highest, preset.filters + 2)
+    corners = np.floor((preset.fft + 1) * 700 * (10 ** (mels / 2595) - 1) / rate)
+    left, centre, right = corners[:-2], corners[1:-1], corners[2:]
+    bins = np.arange(preset.fft // 2 + 1)[:, None]
+    rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)
+    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+
+
+def _cosine_matrix(preset: Cepstra) -> Float32[np.ndarray, "filters coefficients"]:
+    """The orthonormal DCT-II, liftered: its columns weighed by 1 + 11 sin(pi n/22)."""
+    k, n = np.arange(preset.filters)[:, None], np.arange(preset.mels)[None]
+    matrix = np.cos(np.pi * n * (2 * k + 1) / (2 * preset.filters))
+    matrix *= np.sqrt(np.where(n == 0, 1, 2) / preset.filters)
+    lifter = 1 + preset.lifter / 2 * np.sin(np.pi * n / preset.lifter)
+    return (matrix * lifter).astype(np.float32)

@@ -6,7 +6,8 @@ writes numbers, pictures and checkpoints, and watches for bad numbers and pre-em
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from av_mae import CheckpointError, checkpoints, loop, optim, parallel, update
+from av_mae import (
+    CheckpointError,
+    checkpoints,
+    importers,
+    loop,
+    optim,
+    parallel,
+    update,
+)
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +72,7 @@ class Run:
             log.info("resuming %s at step %d", self.workdir, latest)
         else:
             self.state = first()
-            if self.config.init_from.checkpoint_path:
+            if init_paths(self.config):
                 self.state = self.state | {"params": source(self.state["params"])}
         loop.cut_metrics(self.workdir, self.step)
         self.writer = loop.MetricWriter(self.workdir)
@@ -160,34 +169,91 @@ def config_of(saved: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(saved)
 
 
-def source_of(config, renames: Callable | None = None, gaps: Callable | None = None):
+def weights_of(path: Path | str, weights: str = "params") -> tuple[dict, ConfigDict]:
+    """(params, config) of a checkpoint of ours, or of a file that others published.
+
+    weights: `params`, or `ema` for their moving average. Of a published file, the sentences on what it does not tell go into the log.
+    """
+    if importers.find(path):
+        found = importers.read(path)
+        log.info("%s", "\n".join(found.notes))
+        return found.params, found.config
+    values, saved, _ = checkpoints.load(path, weights)
+    return values, config_of(saved)
+
+
+def init_paths(config) -> dict[str, tuple[str, str]]:
+    """{field of init_from that is set: (path, the modality it is for, or '' for all)}.
+
+    In the order in which they are read: the parts of one modality replace the whole's.
+    """
+    settings = config.init_from
+    fields = {"checkpoint_path": (settings.checkpoint_path, "")}
+    for m in config.modalities:
+        fields[f"{m}.checkpoint_path"] = (settings[m].checkpoint_path, m)
+    return {f"init_from.{k}": v for k, v in fields.items() if v[0]}
+
+
+def branch(m: str) -> str:
+    """Regex of the parameters that modality m has for itself before a joint layer."""
+    return rf"embed/(\w+_)?{m}(/.*)?|encoder/{m}/block_.*"
+
+
+def source_of(
+    config,
+    renames: Callable | None = None,
+    gaps: Callable | None = None,
+    adapt: Sequence = (),
+):
     """The function first params → params of `init_from`; prints the whole report.
 
     `renames(theirs)` and `gaps(theirs)`, of the source's config, give the pairs and the
-    (fresh, unused) regexes that `checkpoints.init_from` takes.
+    (fresh, unused) regexes that `checkpoints.init_from` takes, as it takes `adapt`.
+    `init_from.rgb` and `init_from.spectrogram` fill what belongs to one modality alone.
     """
 
-    def source(params):
+    def take(params, field: str, path: str, m: str):
         settings = config.init_from
-        values, saved, _ = checkpoints.load(settings.checkpoint_path)
-        theirs = config_of(saved)
+        values, theirs = weights_of(path, settings.weights)
         fresh, unused = gaps(theirs) if gaps else ((), ())
+        targets = optim.named(params)
+        if m:
+            targets = {k: x for k, x in targets.items() if re.fullmatch(branch(m), k)}
+            unused = [*unused, rf"(?!(?:{branch(m)})$).*"]
         try:
-            params, report = checkpoints.init_from(
-                params,
+            found, report = checkpoints.init_from(
+                targets,
                 values,
                 renames=renames(theirs) if renames else (),
+                adapt=adapt,
                 allow_fresh=[*fresh, *settings.allow_fresh],
                 allow_unused=[*unused, *settings.allow_unused],
             )
         except CheckpointError as error:
-            raise CheckpointError(
-                f"init_from.checkpoint_path={settings.checkpoint_path}: {error}"
-            ) from error
-        log.info("init_from %s\n%s", settings.checkpoint_path, report.table())
+            raise CheckpointError(f"{field}={path}: {error}") from error
+        log.info("%s %s\n%s", field.removesuffix(".checkpoint_path"), path, report.table())
+        for sentence in differences(theirs, config):
+            log.warning("%s=%s: %s.", field, path, sentence)
+        return jax.tree.map(lambda k, x: found.get(k, x), optim.names(params), params)
+
+    def source(params):
+        for field, (path, m) in init_paths(config).items():
+            params = take(params, field, path, m)
         return params
 
     return source
+
+
+def differences(theirs, config) -> list[str]:
+    """Sentences on choices that have no parameters, but in which two models differ."""
+    if "block" not in theirs.model:
+        return []
+    return [
+        f"model.block.{name} is {config.model.block[name]!r}, but the source was "
+        f"trained with {theirs.model.block[name]!r}"
+        for name in ("gelu", "eps")
+        if config.model.block[name] != theirs.model.block[name]
+    ]
 
 
 def params_of(config, workdir: Path, init_params: Callable, mesh: Mesh):
@@ -197,7 +263,7 @@ def params_of(config, workdir: Path, init_params: Callable, mesh: Mesh):
         (Path(workdir) / checkpoints.FOLDER).glob("[0-9]*")
     ):
         path = config.init_from.checkpoint_path
-    values, _, _ = checkpoints.load(path)
+    values, _ = weights_of(path)
     shape = jax.eval_shape(init_params, jax.random.key(0))
     shardings = parallel.state_shardings(shape, mesh)
     first = jax.jit(init_params, out_shardings=shardings)(jax.random.key(0))

@@ -480,7 +480,7 @@ class _Finetuned(_Source):
             found["model.pool"] = "token"
         if self.meet:
             found["model.share_encoder"] = not any(self.suffixes.values())
-            found["model.fusion"] = "bottleneck" if self.has("bottleneck") else "mid"
+            found["model.fusion"] = "bottleneck" if self.has("bottleneck") else "cross"
         if self.meet and self.has("bottleneck"):
             found["model.bottlenecks"] = self.shape("bottleneck")[1]
         assumed = self.published(classes, depth)

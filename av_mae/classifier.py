@@ -2,19 +2,39 @@
 
 As MBT in Scenic's AV-MAE finetuning: each modality is pooled apart, one linear head
 serves them all, the training loss is the mean of the modalities' own losses, and at
-test the logits are averaged over the modalities that the clip has.
+test the logits are averaged over the modalities that the clip has. VideoMAE puts a
+LayerNorm between pool and head. Clips with labels of several kinds (verb and noun) have
+a linear head for each, on the same features.
+
+Parameters: embed/<m>, encoder/<stack>/block_<i>, head_norm, representation, head or
+head_<name>.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from av_mae import choose
 from av_mae.autoencoder import Embeddings, Patches
-from av_mae.fusion import Fusion, Present, build_encoder, mean_over_present
+from av_mae.fusion import (
+    Fusion,
+    Present,
+    Tokens,
+    build_encoder,
+    mean_over_present,
+    settings_of,
+)
 from av_mae.transformer import dtype_of, size_of
+
+# One head's number of classes, or those of several heads by name.
+Classes = int | Mapping[str, int]
+# A head's logits, or those of several heads by name.
+Logits = Float[Array, "b _k"] | Mapping[str, Float[Array, "b _k"]]
 
 
 def highest(x: Float[Array, "b n d"]) -> Float[Array, "b d"]:
@@ -27,94 +47,239 @@ def highest(x: Float[Array, "b n d"]) -> Float[Array, "b d"]:
     return jnp.take_along_axis(x, index, axis=1)[:, 0]
 
 
-POOLS = {"mean": lambda x: jnp.mean(x, axis=1), "max": highest}
+# `token` is the CLS token where the model has one (`model.cls_token`), else the first
+# patch's (VideoMAE without mean pooling). Scenic calls these gap, gmp, gsp and token.
+POOLS = {
+    "mean": lambda x: jnp.mean(x, axis=1),
+    "max": highest,
+    "sum": lambda x: jnp.sum(x, axis=1),
+    "token": lambda x: x[:, 0],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadOptions:
+    """What lies between the pooled features and the logits, in this order.
+
+    norm: a LayerNorm with epsilon `eps` (VideoMAE's fc_norm); representation: width of
+    a dense layer with tanh (Scenic's pre_logits), 0 for none; dropout: its rate in
+    training; init: scale of the head's first kernel, itself of deviation .02 cut off at
+    twice that (VideoMAE), 0 for a head that begins at zero (Scenic).
+    """
+
+    norm: bool = False
+    eps: float = 1e-6
+    representation: int = 0
+    dropout: float = 0.0
+    init: float = 0.0
 
 
 class Classifier(nn.Module):
-    """patches {m: [b n f]} → logits {m: [b classes]} in float32."""
+    """patches {m: [b n f]} → logits {m: [b k]} in float32.
 
-    classes: int
+    `heads` are pairs (name, classes). The name '' is a head alone, whose logits are an
+    array; the logits of several are dicts by name.
+    """
+
+    heads: tuple[tuple[str, int], ...]
     pool: str
+    options: HeadOptions
     embed: Embeddings
     encoder: Fusion
 
-    @nn.compact
+    def setup(self):
+        options = self.options
+        if options.norm:
+            self.head_norm = nn.LayerNorm(options.eps)
+        if options.representation:
+            self.representation = nn.Dense(options.representation)
+        self.dropout = nn.Dropout(options.dropout)
+        for name, classes in self.heads:
+            init = _head_init(options.init)
+            setattr(self, _head_name(name), nn.Dense(classes, kernel_init=init))
+
     def __call__(
         self, patches: Patches, present: Present = None, train: bool = False
-    ) -> dict[str, Float[Array, "b _classes"]]:
-        encoded = self.encoder(self.embed(patches), present, train)
-        pooled = {m: POOLS[self.pool](x) for m, x in encoded.items()}
-        # Scenic begins from zero logits.
-        head = nn.Dense(self.classes, kernel_init=nn.initializers.zeros, name="head")
-        return {m: head(x.astype(jnp.float32)) for m, x in pooled.items()}
+    ) -> dict[str, Logits]:
+        encoded = self.encode(patches, present, train)
+        return self.classify(self.features(encoded), train)
+
+    def encode(
+        self, patches: Patches, present: Present = None, train: bool = False
+    ) -> dict[str, Float[Array, "b _n d"]]:
+        """The encoder's tokens of each modality, CLS token first where there is one."""
+        return self.encoder(self.embed(patches), present, train)
+
+    def features(self, encoded: Tokens) -> dict[str, Float[Array, "b _d"]]:
+        """What the heads see of each modality: pooled, normalised, float32."""
+        features = {}
+        for m, x in encoded.items():
+            x = POOLS[self.pool](x).astype(jnp.float32)
+            if self.options.norm:
+                x = self.head_norm(x)
+            if self.options.representation:
+                x = jnp.tanh(self.representation(x))
+            features[m] = x
+        return features
+
+    def classify(
+        self, features: Mapping[str, Float[Array, "b _d"]], train: bool = False
+    ) -> dict[str, Logits]:
+        """The logits of each modality, by the same heads."""
+        logits = {}
+        for m, x in features.items():
+            x = self.dropout(x, deterministic=not train)
+            each = {name: getattr(self, _head_name(name))(x) for name, _ in self.heads}
+            logits[m] = each.get("", each)
+        return logits
 
 
-def combine(
-    logits: Mapping[str, Float[Array, "b k"]], present: Present = None
-) -> Float[Array, "b k"]:
+def _head_name(name: str) -> str:
+    return f"head_{name}" if name else "head"
+
+
+def _head_init(scale: float):
+    if scale == 0.0:
+        return nn.initializers.zeros
+    return nn.initializers.truncated_normal(0.02 * scale)
+
+
+def combine(logits: Mapping[str, Logits], present: Present = None) -> Logits:
     """Logits of a clip: the mean over the modalities that it has."""
-    return mean_over_present(logits, present)
+    mean = lambda *each: mean_over_present(
+        dict(zip(logits, each, strict=True)), present
+    )
+    return jax.tree.map(mean, *logits.values())
 
 
-def build(config, classes: int) -> Classifier:
-    """The model that `config.model` describes, for this many classes."""
+def heads_of(classes: Classes) -> tuple[tuple[str, int], ...]:
+    """The heads as pairs (name, classes); a single one has the name ''."""
+    if isinstance(classes, Mapping):
+        return tuple(classes.items())
+    return (("", classes),)
+
+
+def build(config, classes: Classes) -> Classifier:
+    """The model that `config.model` describes, for this many classes.
+
+    classes: a number, or {head: number} where clips have labels of several kinds.
+    """
     model = config.model
     size = size_of(model)
     dtype = dtype_of(config.compute)
     choose("model.pool", model.pool, POOLS)
     return Classifier(
-        classes=classes,
+        heads=heads_of(classes),
         pool=model.pool,
+        options=HeadOptions(
+            norm=model.head_norm,
+            eps=model.head_eps,
+            representation=model.representation,
+            dropout=model.head_dropout,
+            init=model.head_init,
+        ),
         embed=Embeddings(size.width, model.positions, dtype),
         encoder=build_encoder(model, size, dtype),
     )
 
 
-# Parameters that finetuning never finds in a pretraining checkpoint, and those of the
-# pretraining that it has no use for.
-ALWAYS_FRESH = ("head/.*", "encoder/bottleneck")
-NEVER_USED = ("decoder/.*", "decoder_embed/.*", "predict/.*")
+# Starting from a pretrained (or finetuned) model.
+
+# Parameters that a source need not have, and those of it that need not be used.
+ALWAYS_FRESH = (r"head(_\w+)?/.*", "representation/.*", "encoder/bottleneck")
+NEVER_USED = (*ALWAYS_FRESH, "decoder/.*", "decoder_embed/.*", "predict/.*")
+FINAL_NORMS = r"encoder/(\w+/)?norm/.*"
 
 
-def sources(pretrained, model) -> tuple[tuple[str, str], ...]:
+def _is(model, name: str, default: bool = False) -> bool:
+    """A yes-or-no field of a source's `model`, which an older release may lack."""
+    return model[name] if name in model else default
+
+
+def _place(model, m: str, i: int) -> str:
+    """Where layer i of modality m lies in the encoder of `config.model`."""
+    if model.fusion == "mid":
+        depth = size_of(model).depth
+        joint = i - (depth - settings_of(model, depth)["fusion_layers"])
+        return f"encoder/{m}/block_{i}" if joint < 0 else f"encoder/joint/block_{joint}"
+    stack = {"early": "joint", "shared": "shared"}.get(model.fusion, m)
+    return f"encoder/{'shared' if _is(model, 'share_encoder') else stack}/block_{i}"
+
+
+def _norm_place(model, m: str) -> str:
+    """Where the last norm lies that modality m goes through."""
+    stacks = {"early": "joint/", "mid": "joint/", "shared": "shared/"}
+    stacks["separate"] = f"{m}/"
+    return f"encoder/{stacks.get(model.fusion, '')}norm"
+
+
+def _norm_is_kept(theirs, ours) -> bool:
+    """Scenic's rule: norms of separate encoders do not become that of a joint one."""
+    return theirs.fusion != "separate" or ours.fusion == "separate"
+
+
+def sources(theirs, config) -> tuple[tuple[str, str], ...]:
     """Where a finetuning parameter comes from: (regex of ours, name in the source).
 
-    `pretrained` and `model` are the two configs' `model`. Scenic's rules: the joint
-    layers of a `mid` encoder become the last layers of every modality's stack and their
-    norm the final norm; the norms at the end of the separate stacks are dropped; a
-    `shared` or `early` encoder is copied to every stack.
+    `theirs` and `config` are two whole configs. A layer of a modality comes from the
+    layer that the modality goes through at the same depth in the source, so that the
+    joint layers of a `mid` encoder become the last layers of every modality's stack,
+    and a `shared` or `early` encoder is copied to every stack; layers that several
+    modalities share come from the first of them that the source has. These are Scenic's
+    rules where it has one.
     """
-    if model.fusion == pretrained.fusion:
-        return ()
-    if model.fusion != "bottleneck":
-        return ()
-    one = {"shared": "shared", "early": "joint"}.get(pretrained.fusion)
-    if one:
-        return (
-            (r"encoder/(?:rgb|spectrogram)/(block_\d+/.*)", rf"encoder/{one}/\1"),
-            (r"encoder/norm/(.*)", rf"encoder/{one}/norm/\1"),
-        )
-    if pretrained.fusion == "separate":
-        return ()
-    first = size_of(pretrained).depth - pretrained.fusion_layers
-    joint = tuple(
-        (
-            rf"encoder/(?:rgb|spectrogram)/block_{first + j}/(.*)",
-            rf"encoder/joint/block_{j}/\1",
-        )
-        for j in range(pretrained.fusion_layers)
+    pairs = {}
+    known = [m for m in config.modalities if m in theirs.modalities]
+    for m in known:
+        for i in range(size_of(config.model).depth):
+            ours = _place(config.model, m, i)
+            pairs.setdefault(ours, _place(theirs.model, m, i))
+        if _norm_is_kept(theirs.model, config.model):
+            ours = _norm_place(config.model, m)
+            pairs.setdefault(ours, _norm_place(theirs.model, m))
+    return tuple(
+        (f"{ours}/(.*)", rf"{source}/\1")
+        for ours, source in pairs.items()
+        if ours != source
     )
-    return joint + ((r"encoder/norm/(.*)", r"encoder/joint/norm/\1"),)
 
 
-def expected_gaps(pretrained, model, modalities) -> tuple[list[str], list[str]]:
+def expected_gaps(theirs, config) -> tuple[list[str], list[str]]:
     """Regexes of parameters that may stay fresh, of sources that may stay unused."""
     fresh, unused = list(ALWAYS_FRESH), list(NEVER_USED)
-    if model.fusion == "bottleneck" != pretrained.fusion:
+    ours = config.model
+    if ours.fusion != theirs.model.fusion:
         unused.append(r"encoder/(rgb|spectrogram)/norm/.*")
-        if pretrained.fusion == "separate":
-            fresh.append(r"encoder/norm/.*")
-    for absent in {"rgb", "spectrogram"} - set(modalities):
-        unused += [rf"embed/(positions_)?{absent}/.*", rf"encoder/{absent}/.*"]
-        unused.append("encoder/bottleneck")  # nothing meets where one is alone
+        fresh.append(r"encoder/(rgb|spectrogram)/norm/.*")
+    if not _norm_is_kept(theirs.model, ours):
+        fresh.append("encoder/norm/.*")
+    if _is(ours, "share_encoder"):
+        unused.append("encoder/(rgb|spectrogram)/.*")
+    # What one of the two models has, and the other has not.
+    if not _is(theirs.model, "norm", True):
+        fresh.append(FINAL_NORMS)
+    if not _is(ours, "norm", True):
+        unused.append(FINAL_NORMS)
+    for field, name in (("cls_token", "cls"), ("modality_embeddings", "modality")):
+        if _is(ours, field) != _is(theirs.model, field):
+            gap = fresh if _is(ours, field) else unused
+            gap.append(rf"embed/{name}_\w+")
+    for absent in set(theirs.modalities) - set(config.modalities):
+        unused += [rf"embed/(\w+_)?{absent}(/.*)?", rf"encoder/{absent}/.*"]
     return fresh, unused
+
+
+def key_bias(bias: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The biases of query, key and value from those of query and value, or back.
+
+    A key's bias adds the same to all scores of a query, which softmax takes away: a key
+    bias of zero, and none, are the same function.
+    """
+    if len(shape) != 3 or bias.shape[1:] != tuple(shape[1:]):
+        return bias
+    if (len(bias), shape[0]) == (2, 3):
+        return np.stack([bias[0], np.zeros_like(bias[0]), bias[1]])
+    return bias[::2] if (len(bias), shape[0]) == (3, 2) else bias
+
+
+ADAPT = ((r"encoder/.*/attention/qkv/bias", key_bias),)

@@ -166,10 +166,9 @@ def source_of(config):
     """How `init_from` reads a pretraining (or finetuning) checkpoint."""
     return runs.source_of(
         config,
-        renames=lambda theirs: classifier.sources(theirs.model, config.model),
-        gaps=lambda theirs: classifier.expected_gaps(
-            theirs.model, config.model, config.modalities
-        ),
+        renames=lambda theirs: classifier.sources(theirs, config),
+        gaps=lambda theirs: classifier.expected_gaps(theirs, config),
+        adapt=classifier.ADAPT,
     )
 
 

@@ -41,21 +41,29 @@ def learning_rate(
     )
     if warmup >= total_steps:
         text += "; the warm-up is longer than the run, so the peak is never reached"
-    return warmup_cosine(peak, floor, warmup, total_steps), text
+    before = choose("schedule.kind", config.kind, KINDS)
+    return warmup_cosine(peak, floor, warmup, total_steps, before), text
+
+
+# schedule.kind: how many steps before the end of the warm-up the peak is reached.
+KINDS = {"scenic": 0, "videomae": 1}
 
 
 def warmup_cosine(
-    peak: float, floor: float, warmup: float, total_steps: int
+    peak: float, floor: float, warmup: float, total_steps: int, before: int = 0
 ) -> Schedule:
     """Linear from 0 to peak, then cosine over the remaining steps, then the floor.
 
     The numbers of Scenic's compound schedule up to the last step. At total_steps, where
     the published code starts another cycle at the peak, this one stays at the floor.
+    With `before` 1 those of VideoMAE's, whose last step of the warm-up has the peak
+    already, and the first one of the cosine again.
     """
     remaining = max(total_steps - int(warmup), 1)
+    rise = warmup - before
 
     def schedule(step):
-        rising = jnp.minimum(1.0, step / warmup) if warmup else 1.0
+        rising = jnp.minimum(1.0, step / rise) if rise > 0 else 1.0
         progress = jnp.clip((step - warmup) / remaining, 0.0, 1.0)
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
         return rising * (floor + (peak - floor) * cosine)
@@ -130,6 +138,13 @@ def names(params: PyTree) -> PyTree:
     """The tree of the parameters' own names, joined by slashes."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params
+    )
+
+
+def named(params: PyTree) -> dict[str, Any]:
+    """The parameters by their names, in the tree's order."""
+    return dict(
+        zip(jax.tree.leaves(names(params)), jax.tree.leaves(params), strict=True)
     )
 
 

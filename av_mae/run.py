@@ -172,7 +172,8 @@ def config_of(saved: Mapping[str, Any]) -> ConfigDict:
 def weights_of(path: Path | str, weights: str = "params") -> tuple[dict, ConfigDict]:
     """(params, config) of a checkpoint of ours, or of a file that others published.
 
-    weights: `params`, or `ema` for their moving average. Of a published file, the sentences on what it does not tell go into the log.
+    weights: `params`, or `ema` for their moving average. Of a published file, the
+    sentences on what it does not tell go into the log.
     """
     if importers.find(path):
         found = importers.read(path)
@@ -231,7 +232,9 @@ def source_of(
             )
         except CheckpointError as error:
             raise CheckpointError(f"{field}={path}: {error}") from error
-        log.info("%s %s\n%s", field.removesuffix(".checkpoint_path"), path, report.table())
+        log.info(
+            "%s %s\n%s", field.removesuffix(".checkpoint_path"), path, report.table()
+        )
         for sentence in differences(theirs, config):
             log.warning("%s=%s: %s.", field, path, sentence)
         return jax.tree.map(lambda k, x: found.get(k, x), optim.names(params), params)

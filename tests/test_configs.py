@@ -109,7 +109,10 @@ def test_fields_are_those_of_the_trainer(name, arg):
     }
     assert set(config.parallel) == {"data", "fsdp"}
     assert set(config.compute) == {"dtype", "accumulate"}
-    assert set(config.init_from) == {"checkpoint_path", "allow_fresh", "allow_unused"}
+    assert set(config.init_from) == {
+        *("checkpoint_path", "rgb", "spectrogram", "weights"),
+        *("allow_fresh", "allow_unused"),
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -81,14 +81,21 @@ def template(trainer: str) -> ConfigDict:
         layer_decay=1.0,
     )
     config.schedule = dict(
-        learning_rate_per_256=1e-3, warmup_epochs=0.0, floor_per_256=0.0
+        learning_rate_per_256=1e-3, warmup_epochs=0.0, floor_per_256=0.0, kind="scenic"
     )
     config.parallel = dict(data=-1, fsdp=1)
     config.compute = dict(dtype="float32", accumulate=1)
     config.checkpoint = dict(every_steps=1000, keep=2)
     config.log = dict(every_steps=100)
     config.eval = dict(every_epochs=1.0, split="test", batch_size=8)
-    config.init_from = dict(checkpoint_path="", allow_fresh=(), allow_unused=())
+    config.init_from = dict(
+        checkpoint_path="",
+        rgb=dict(checkpoint_path=""),
+        spectrogram=dict(checkpoint_path=""),
+        weights="params",
+        allow_fresh=(),
+        allow_unused=(),
+    )
     {"pretrain": _pretraining, "finetune": _finetuning}[trainer](config)
     return config
 
@@ -163,17 +170,26 @@ def _pretraining(config: ConfigDict):
 def _finetuning(config: ConfigDict):
     config.model.update(
         classes=0,
+        label_heads=(),
         fusion_layer=0,
         bottlenecks=4,
         bottlenecks_at_test=True,
         share_encoder=False,
         pool="mean",
+        representation=0,
         head_norm=False,
         head_eps=1e-6,
         head_init=0.0,
         head_dropout=0.0,
     )
     config.objective = dict(kind="softmax", label_smoothing=0.0)
+    config.augment.update(
+        mixup=0.0,
+        cutmix=0.0,
+        mix_probability=1.0,
+        mix_switch=0.5,
+        mix_per_modality=False,
+    )
 
 
 def configure(

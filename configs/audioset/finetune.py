@@ -6,8 +6,9 @@
 
 Data: AS-500K (508,994 clips), 527 classes, multi-label; 32 frames at stride 2, 10 s of
 sound, four views at test. Published result: 51.8 / 46.6 / 31.1 mAP with both / sound /
-picture. Here stand the published model, input, optimiser and schedule; mixup, colour,
-SpecAugment and time shift are not built yet. `:smoke` is a run of seconds on a CPU.
+picture. Here stand the published model, input, optimiser, schedule and mixup (its own
+share for each modality); colour, SpecAugment and time shift are not built yet. `:smoke`
+is a run of seconds on a CPU.
 """
 
 import ml_collections
@@ -72,7 +73,14 @@ def get_config(arg=""):
         drop_path_rescale=False,
     )
     config.objective = dict(kind="sigmoid", label_smoothing=0.3)
-    config.augment = dict(flip=0.5)
+    config.augment = dict(
+        flip=0.5,
+        mixup=0.5,
+        cutmix=0.0,
+        mix_probability=1.0,
+        mix_switch=0.5,
+        mix_per_modality=True,
+    )
 
     config.optimizer = dict(
         name="sgd",
@@ -83,7 +91,7 @@ def get_config(arg=""):
         layer_decay=0.75,
     )
     config.schedule = dict(
-        learning_rate_per_256=3.2, warmup_epochs=2.5, floor_per_256=0.0
+        learning_rate_per_256=3.2, warmup_epochs=2.5, floor_per_256=0.0, kind="scenic"
     )
 
     config.parallel = dict(data=-1, fsdp=1)
@@ -93,7 +101,14 @@ def get_config(arg=""):
     config.log = dict(every_steps=100)
     config.eval = dict(every_epochs=1.0, split="test", batch_size=128)
 
-    config.init_from = dict(checkpoint_path="", allow_fresh=(), allow_unused=())
+    config.init_from = dict(
+        checkpoint_path="",
+        rgb=dict(checkpoint_path=""),
+        spectrogram=dict(checkpoint_path=""),
+        weights="params",
+        allow_fresh=(),
+        allow_unused=(),
+    )
 
     if arg == "smoke":
         config.steps = 4

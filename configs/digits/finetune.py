@@ -70,7 +70,14 @@ def get_config(arg=""):
         drop_path_rescale=True,
     )
     config.objective = dict(kind="softmax", label_smoothing=0.1)
-    config.augment = dict(flip=0.0)
+    config.augment = dict(
+        flip=0.0,
+        mixup=0.0,
+        cutmix=0.0,
+        mix_probability=1.0,
+        mix_switch=0.5,
+        mix_per_modality=False,
+    )
 
     config.optimizer = dict(
         name="adamw",
@@ -83,7 +90,7 @@ def get_config(arg=""):
         layer_decay=1.0,
     )
     config.schedule = dict(
-        learning_rate_per_256=2e-2, warmup_epochs=2.0, floor_per_256=0.0
+        learning_rate_per_256=2e-2, warmup_epochs=2.0, floor_per_256=0.0, kind="scenic"
     )
 
     config.parallel = dict(data=-1, fsdp=1)
@@ -93,7 +100,14 @@ def get_config(arg=""):
     config.log = dict(every_steps=20)
     config.eval = dict(every_epochs=25.0, split="test", batch_size=128)
 
-    config.init_from = dict(checkpoint_path="", allow_fresh=(), allow_unused=())
+    config.init_from = dict(
+        checkpoint_path="",
+        rgb=dict(checkpoint_path=""),
+        spectrogram=dict(checkpoint_path=""),
+        weights="params",
+        allow_fresh=(),
+        allow_unused=(),
+    )
 
     if arg == "smoke":
         config.steps = 4

@@ -71,7 +71,14 @@ def get_config(arg=""):
         drop_path_rescale=True,
     )
     config.objective = dict(kind="softmax", label_smoothing=0.1)
-    config.augment = dict(flip=0.5)
+    config.augment = dict(
+        flip=0.5,
+        mixup=0.0,
+        cutmix=0.0,
+        mix_probability=1.0,
+        mix_switch=0.5,
+        mix_per_modality=False,
+    )
 
     config.optimizer = dict(
         name="adamw",
@@ -84,7 +91,7 @@ def get_config(arg=""):
         layer_decay=0.75,
     )
     config.schedule = dict(
-        learning_rate_per_256=1e-3, warmup_epochs=5.0, floor_per_256=0.0
+        learning_rate_per_256=1e-3, warmup_epochs=5.0, floor_per_256=0.0, kind="scenic"
     )
 
     config.parallel = dict(data=-1, fsdp=1)
@@ -94,7 +101,14 @@ def get_config(arg=""):
     config.log = dict(every_steps=100)
     config.eval = dict(every_epochs=1.0, split="validation", batch_size=32)
 
-    config.init_from = dict(checkpoint_path="", allow_fresh=(), allow_unused=())
+    config.init_from = dict(
+        checkpoint_path="",
+        rgb=dict(checkpoint_path=""),
+        spectrogram=dict(checkpoint_path=""),
+        weights="params",
+        allow_fresh=(),
+        allow_unused=(),
+    )
 
     if arg == "smoke":
         config.steps = 4

@@ -81,7 +81,7 @@ def get_config(arg=""):
         layer_decay=1.0,
     )
     config.schedule = dict(
-        learning_rate_per_256=3e-4, warmup_epochs=10.0, floor_per_256=0.0
+        learning_rate_per_256=3e-4, warmup_epochs=10.0, floor_per_256=0.0, kind="scenic"
     )
 
     config.parallel = dict(data=-1, fsdp=1)
@@ -91,7 +91,14 @@ def get_config(arg=""):
     config.log = dict(every_steps=100, pictures=4)
     config.eval = dict(every_epochs=10.0, split="validation", batch_size=64)
 
-    config.init_from = dict(checkpoint_path="", allow_fresh=(), allow_unused=())
+    config.init_from = dict(
+        checkpoint_path="",
+        rgb=dict(checkpoint_path=""),
+        spectrogram=dict(checkpoint_path=""),
+        weights="params",
+        allow_fresh=(),
+        allow_unused=(),
+    )
 
     if arg == "smoke":
         config.steps = 4

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from av_mae import ConfigError, augment, choose, spectrogram, tokens
-from av_mae.transformer import size_of
+from av_mae.transformer import Size, size_of
 
 
 class Layout(NamedTuple):
@@ -44,6 +44,13 @@ def _shape(config, modality: str) -> tuple[int, ...]:
     return (samples // preset.hop, preset.mels)
 
 
+def _patch(config, size: Size, modality: str) -> tuple[int, ...]:
+    """Sides of a patch; a row of cepstral coefficients stays whole."""
+    if modality == "spectrogram" and config.spectrogram.preset == "mfcc":
+        return (1, spectrogram.PRESETS["mfcc"].mels)
+    return tokens.patch_sides((size.side, size.tubelet), modality)
+
+
 def layouts(config) -> dict[str, Layout]:
     """The layout of each modality of the config.
 
@@ -54,7 +61,7 @@ def layouts(config) -> dict[str, Layout]:
     )
     size, result = size_of(config.model), {}
     for m in config.modalities:
-        patch = tokens.patch_sides((size.side, size.tubelet), m)
+        patch = _patch(config, size, m)
         shape = _shape(config, m)
         grid = tokens.grid_of(shape, patch)
         if 0 in grid:

@@ -61,6 +61,16 @@ def test_a_patch_larger_than_the_input_is_named(data, name):
         inputs.layouts(settings)
 
 
+def test_a_row_of_cepstral_coefficients_is_a_patch():
+    settings, batch = small(), batch_of()
+    settings.spectrogram.preset = "mfcc"
+    assert inputs.layouts(settings)["spectrogram"] == inputs.Layout((32, 1), (1, 13), 1)
+    patches, _ = inputs.make(settings, False)(batch, KEY, False)
+    np.testing.assert_array_equal(
+        patches["spectrogram"], spectrogram.mfcc(batch["waveform"][:, 0])
+    )
+
+
 def test_an_unknown_preset_is_named():
     settings = small()
     settings.spectrogram.preset = "mtb"

@@ -15,9 +15,10 @@ __all__ = ["Imported", "Row", "configure", "find", "read", "template"]
 
 def find(path: Path | str):
     """The module that reads this published file or folder; None if there is none."""
-    from av_mae.importers import scenic
+    from av_mae.importers import scenic, videomae
 
-    return next((kind for kind in (scenic,) if kind.matches(Path(path))), None)
+    kinds = (scenic, videomae)
+    return next((kind for kind in kinds if kind.matches(Path(path))), None)
 
 
 def read(path: Path | str, **options) -> Imported:
@@ -33,6 +34,7 @@ def read(path: Path | str, **options) -> Imported:
     if kind is None:
         raise CheckpointError(
             f"{path} is no file that this release reads: give a checkpoint of Scenic "
-            "AV-MAE (one msgpack file)."
+            "AV-MAE (one msgpack file), or a VideoMAE of Hugging Face (a folder), "
+            "MCG-NJU (.pth) or Keras (.h5, SavedModel)."
         )
     return kind.read(path, **options)

@@ -7,6 +7,7 @@ are the mean over its views, and over the modalities that it has.
 import contextlib
 import functools
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ from av_mae import (
     loop,
     losses,
     metrics,
+    mixing,
     parallel,
     update,
 )
@@ -102,14 +104,17 @@ def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
 
 
 def predict_all(config, dataset, workdir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(logits [clips classes], labels), in the data set's order, of the newest step."""
+    """(logits [clips classes], labels), in the data set's order, of the newest step.
+
+    With several heads both are dicts by head.
+    """
     params, measure, put = _restored(config, dataset, workdir)
     batches = dataset.evaluate(config.eval.batch_size)
     rows = [jax.device_get(measure(params, put(batch))[1]) for batch in batches]
-    rows = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    rows = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
     # Several processes put their clips behind one another; padding has index -1.
     order = np.argsort(rows["index"])[np.sum(~rows["valid"]) :]
-    return rows["logits"][order], rows["label"][order]
+    return jax.tree.map(lambda x: x[order], (rows["logits"], rows["label"]))
 
 
 def _restored(config, dataset, workdir: Path):
@@ -123,21 +128,39 @@ def _restored(config, dataset, workdir: Path):
     return params, measure, functools.partial(parallel.put_batch, mesh=mesh)
 
 
-def num_classes(config, dataset) -> int:
-    """The config's number of classes, or the data set's where that is 0.
+def num_classes(config, dataset) -> classifier.Classes:
+    """The data set's number of classes, or {head: number} for labels of several kinds.
 
-    Raises ConfigError where they disagree, or the data set has no labels.
+    Raises ConfigError where the config names another number, or there are no labels.
     """
-    found = len(dataset.label_names)
-    if not found:
+    names = dataset.label_names
+    if not names:
         raise ConfigError(
             f"data.dir {config.data.dir} has no labels: finetuning needs a data set "
             "prepared from one sub-folder for each class, or from a CSV with labels."
         )
-    if config.model.classes not in (0, found):
+    wanted, kinds = dict(config.model.label_heads), isinstance(names, Mapping)
+    if set(wanted) != (set(names) if kinds else set()):
+        found = ", ".join(names) if kinds else "one kind of label"
         raise ConfigError(
-            f"model.classes is {config.model.classes}, but {config.data.dir} has "
-            f"{found} classes: set it to {found}, or to 0 to take the data set's."
+            f"model.label_heads names {', '.join(wanted) or 'no heads'}, but "
+            f"{config.data.dir} has {found}: set it to pairs (kind of label, number of "
+            "classes or 0), or to () for one kind."
+        )
+    if kinds:
+        field = "model.label_heads.{}"
+        return {
+            head: _checked(config, field.format(head), wanted[head], len(names[head]))
+            for head in wanted
+        }
+    return _checked(config, "model.classes", config.model.classes, len(names))
+
+
+def _checked(config, field: str, wanted: int, found: int) -> int:
+    if wanted not in (0, found):
+        raise ConfigError(
+            f"{field} is {wanted}, but {config.data.dir} has {found} classes: set it "
+            f"to {found}, or to 0 to take the data set's."
         )
     return found
 
@@ -173,32 +196,57 @@ def source_of(config):
 
 
 def make_predict(config, model, missing: bool):
-    """The function (params, batch, rng, train) → logits {m: [(b v) k]}, present."""
+    """The function (params, batch, rng, train, mixes) → logits {m: [(b v) k]}, present.
+
+    With several heads the logits of a modality are a dict.
+    """
     prepare = inputs.make(config, missing)
 
-    def predict(params, batch, rng, train: bool):
-        patches, present = prepare(batch, loop.key(rng, 0, "augment"), train)
-        drop_path = loop.key(rng, 0, "drop_path")
+    def predict(params, batch, rng, train: bool, mixes=None):
+        key = loop.key(rng, 0, "augment")
+        patches, present = prepare(batch, key, train, mixes)
+        names = ("drop_path", "dropout")
         logits = model.apply(
-            {"params": params}, patches, present, train, rngs={"drop_path": drop_path}
+            {"params": params},
+            *(patches, present, train),
+            rngs={name: loop.key(rng, 0, name) for name in names},
         )
         return logits, present
 
     return predict
 
 
+def by_head(values) -> dict:
+    """{head: array}; the name of a head alone is ''."""
+    return values if isinstance(values, Mapping) else {"": values}
+
+
 def make_loss(config, predict):
-    """(params, batch, rng) → (mean of the modalities' losses, each of them)."""
+    """(params, batch, rng) → (mean of the modalities' losses, each of them).
+
+    A modality's loss is the mean over the heads.
+    """
     entropy = choose("objective.kind", config.objective.kind, LOSSES)
     smoothing = config.objective.label_smoothing
+    size = (config.data.size, config.data.size)
 
     def loss(params, batch, rng):
-        logits, present = predict(params, batch, rng, True)
+        mixes = None
+        if mixing.is_wanted(config.augment):
+            key = loop.key(rng, 0, "mix")
+            mixes = mixing.draw(key, config.augment, size, config.modalities)
+        logits, present = predict(params, batch, rng, True, mixes)
         each = {}
-        for m, x in logits.items():
+        for m, heads in logits.items():
             valid = None if present is None else present[m]
-            labels = inputs.rows(batch["label"], len(x))
-            each[m] = entropy(x, labels, smoothing, valid)
+            values = []
+            for head, x in by_head(heads).items():
+                wanted = inputs.rows(by_head(batch["label"])[head], len(x))
+                if mixes:
+                    mix = mixing.among(mixes[m], valid)
+                    wanted = mixing.labels(wanted, mix, x.shape[-1])
+                values.append(entropy(x, wanted, smoothing, valid))
+            each[m] = sum(values) / len(values)
         numbers = {f"loss_{m}": value for m, value in each.items()}
         return sum(each.values()) / len(each), numbers
 
@@ -206,28 +254,44 @@ def make_loss(config, predict):
 
 
 def make_measure(config, predict, mesh):
-    """The jitted (params, batch) → sums of loss and accuracy over valid clips, rows."""
+    """The jitted (params, batch) → sums of loss and accuracy over valid clips, rows.
+
+    The numbers of several heads begin with the head's name; `action` is right where all
+    heads are.
+    """
     entropy = choose("objective.kind", config.objective.kind, LOSSES)
 
     def measure(params, batch):
         logits, present = predict(params, batch, jax.random.key(0), False)
-        labels, valid = batch["label"], batch["valid"]
-        logits = classifier.combine(logits, present)  # (b v) k
-        logits = logits.reshape(len(labels), -1, logits.shape[-1]).mean(axis=1)
-        value = entropy(logits, labels, 0.0, valid)
+        labels, valid = by_head(batch["label"]), batch["valid"]
         count = valid.sum(dtype=jnp.float32)
-        sums = {"loss": metrics.Mean(value * count, count)}
-        if labels.ndim == 1:
-            sums |= metrics.classification(logits, labels, valid)
+        scores, values, sums = {}, [], {}
+        for head, x in by_head(classifier.combine(logits, present)).items():
+            x = x.reshape(len(valid), -1, x.shape[-1]).mean(axis=1)  # b k, of (b v) k
+            values.append(entropy(x, labels[head], 0.0, valid))
+            scores[head] = x
+            if config.objective.kind == "softmax":
+                found = metrics.classification(x, labels[head], valid)
+                sums |= {f"{head}_{name}".lstrip("_"): n for name, n in found.items()}
+        if len(scores) > 1:
+            sums["action_top_1"] = metrics.all_right(scores, labels, valid)
+        sums["loss"] = metrics.Mean(sum(values) / len(values) * count, count)
         keep = {name: batch[name] for name in ("label", "valid", "index")}
-        return sums, {"logits": logits, **keep}
+        return sums, {"logits": scores.get("", scores), **keep}
 
     return jax.jit(measure, out_shardings=parallel.replicated(mesh))
 
 
 def _evaluate(config, measure, params, dataset, put) -> dict[str, float]:
-    """Mean loss and accuracy over the data set."""
-    sums: dict = {}
+    """Mean loss and accuracy over the data set; mAP and its like of several labels."""
+    sums, rows = {}, []
     for batch in dataset.evaluate(config.eval.batch_size):
-        sums = metrics.add(sums, measure(params, put(batch))[0])
-    return {f"eval/{k}": value for k, value in metrics.results(sums).items()}
+        more, found = measure(params, put(batch))
+        sums = metrics.add(sums, more)
+        if config.objective.kind == "sigmoid":
+            found = jax.device_get(found)
+            rows.append([found[name][found["valid"]] for name in ("logits", "label")])
+    results = metrics.results(sums)
+    if rows:
+        results |= metrics.ranking(*map(np.concatenate, zip(*rows, strict=True)))
+    return {f"eval/{k}": value for k, value in results.items()}

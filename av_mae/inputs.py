@@ -5,13 +5,13 @@ host stays free.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from av_mae import ConfigError, augment, choose, spectrogram, tokens
+from av_mae import ConfigError, augment, choose, mixing, spectrogram, tokens
 from av_mae.transformer import Size, size_of
 
 
@@ -75,10 +75,12 @@ def layouts(config) -> dict[str, Layout]:
 
 
 def make(config, missing: bool) -> Callable:
-    """The function (batch, rng, train) → (patches {m: [b n f] float32}, present).
+    """The function (batch, rng, train, mixes) → (patches {m: [b n f]}, present).
 
     `batch` is the dict of the data pipeline; its v views become rows. `present[m]` is
     [b] bool, or None when no clip of the data set lacks a modality (`missing` False).
+    `mixes` {m: Mix}, if any, says how rows are mixed once they are normalised. Patches
+    are float32.
     """
     cuts = layouts(config)
 
@@ -95,13 +97,16 @@ def make(config, missing: bool) -> Callable:
         sound = config.spectrogram
         return augment.prepare_spectrogram(x, sound.normalise, sound.mean, sound.std)
 
-    def prepare(batch: dict, rng, train: bool):
+    def prepare(batch: dict, rng, train: bool, mixes: Mapping | None = None):
         patches, present = {}, {}
         for i, (m, cut) in enumerate(cuts.items()):
             x = values(m, batch, jax.random.fold_in(rng, i), train)
-            patches[m] = tokens.patchify(x, cut.patch)
             has = batch["has_rgb" if m == "rgb" else "has_audio"]
             present[m] = rows(has, len(x))
+            if mixes:
+                there = present[m] if missing else None
+                x = mixing.apply(x, mixing.among(mixes[m], there))
+            patches[m] = tokens.patchify(x, cut.patch)
         return patches, present if missing else None
 
     return prepare

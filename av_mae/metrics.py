@@ -43,9 +43,25 @@ def top_k(
     Of equal logits the lower class number comes first, so that a model that says
     nothing is not credited with everything.
     """
+    return mean(_ranked(logits, labels, best).astype(jnp.float32), valid)
+
+
+def _ranked(
+    logits: Float[Array, "b k"], labels: Int[Array, " b"], best: int
+) -> Bool[Array, " b"]:
+    """Whether the label is among the `best` highest logits, for each row."""
     _, classes = jax.lax.top_k(logits, best)  # b best
-    found = (classes == labels[:, None]).any(axis=1)
-    return mean(found.astype(jnp.float32), valid)
+    return (classes == labels[:, None]).any(axis=1)
+
+
+def all_right(
+    logits: dict[str, Float[Array, "b _k"]],
+    labels: dict[str, Int[Array, " b"]],
+    valid: Bool[Array, " b"] | None = None,
+) -> Mean:
+    """How often every head's highest logit is its label: an action's verb and noun."""
+    right = [_ranked(logits[name], labels[name], 1) for name in logits]
+    return mean(jnp.all(jnp.stack(right), axis=0).astype(jnp.float32), valid)
 
 
 def classification(
@@ -59,6 +75,33 @@ def classification(
         name: top_k(logits, labels, best, valid)
         for name, best in wanted.items()
         if best == 1 or logits.shape[1] > best
+    }
+
+
+def ranking(
+    scores: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"]
+) -> dict[str, float]:
+    """mAP, AUC and d′ of a whole set whose clips may have several labels (0 or 1).
+
+    mAP is the mean over the classes of average precision, AUC that of the area under
+    the ROC curve; d′ is √2 times the normal quantile of that mean (Scenic's
+    evaluation, after Hershey et al. 2017). Classes without a positive clip have
+    neither, classes without a negative one no AUC; they are left out of the means.
+    NaN where no class is left.
+    """
+    from scipy.special import ndtri
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    labels = labels > 0.5
+    some, all_ = labels.any(axis=0), labels.all(axis=0)
+    score = lambda rule, classes: np.mean(
+        [rule(labels[:, k], scores[:, k]) for k in np.flatnonzero(classes)] or [np.nan]
+    )
+    auc = score(roc_auc_score, some & ~all_)
+    return {
+        "mAP": float(score(average_precision_score, some)),
+        "AUC": float(auc),
+        "d_prime": float(np.sqrt(2.0) * ndtri(auc)),
     }
 
 

@@ -150,8 +150,11 @@ def optimiser(config, steps_per_epoch: int, total: int, abstract, **layers):
 
 def meta_of(config, dataset) -> dict:
     """What a checkpoint keeps beside its config, to rebuild and explain the model."""
+    names = dataset.label_names
     return {
-        "labels": list(dataset.label_names),
+        "labels": {head: list(names[head]) for head in names}
+        if isinstance(names, Mapping)
+        else list(names),
         "spectrogram": dict(config.spectrogram),
         "picture": {k: list(v) for k, v in config.picture.items()},
         "dataset_checksum": dataset.checksum,

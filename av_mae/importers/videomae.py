@@ -183,7 +183,7 @@ def read(path: Path | str, **options) -> Imported:
             source = _keras(_only_file(path))
         else:
             source = _mcg(_only_file(path))
-        return _imported(source, options)
+        return imported(source, options)
     except CheckpointError as error:
         text = str(error)
         if str(path) in text:
@@ -323,7 +323,11 @@ def _arrays(path: Path) -> dict[str, Any]:
 
 
 def _mcg(path: Path) -> Source:
-    arrays, tree = pickles.weights(path)
+    return original(*pickles.weights(path))
+
+
+def original(arrays: Mapping[str, Any], tree: Mapping[str, Any]) -> Source:
+    """MCG-NJU's model from its tensors by name, and the whole tree of the file."""
     pieces, left = _by_our_names(arrays)
     arguments = getattr(tree.get("args"), "state", None)
     arguments = arguments if isinstance(arguments, dict) else {}
@@ -421,7 +425,8 @@ def _depth(pieces: Pieces, stack: str) -> int:
     return len(numbers)
 
 
-def _imported(source: Source, options: Mapping[str, Any]) -> Imported:
+def imported(source: Source, options: Mapping[str, Any]) -> Imported:
+    """The model of a source; options are config fields by dotted name."""
     pieces, left, notes = dict(source.pieces), dict(source.left), []
     finetuned = "head/kernel" in pieces
     whole = _depth(pieces, "decoder/rgb") > 0
@@ -467,7 +472,7 @@ def _imported(source: Source, options: Mapping[str, Any]) -> Imported:
     flat, rows = _assemble(pieces, config)
     rows += [Row(name, "", why) for name, why in left.items()]
     notes += fixed + sentences
-    return Imported(config, _nested(flat), rows, notes, source.labels)
+    return Imported(config, nested(flat), rows, notes, source.labels)
 
 
 def _encoder_size(pieces: Pieces, source: Source, options) -> dict[str, Any]:
@@ -641,12 +646,13 @@ def _need(pieces: Pieces, name: str) -> Piece:
     return pieces[name]
 
 
-def _nested(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
+def nested(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Arrays by '/'-joined name as nested dicts."""
+    tree: dict[str, Any] = {}
     for name, value in flat.items():
         *parents, last = name.split("/")
-        place = nested
+        place = tree
         for parent in parents:
             place = place.setdefault(parent, {})
         place[last] = value
-    return nested
+    return tree

@@ -125,7 +125,7 @@ class _Walker:
         self.at += length
         return start
 
-    def number(self, form: str) -> int:
+    def number(self, form: str) -> int | float:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def head(self) -> tuple[str, Any]:

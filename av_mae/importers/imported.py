@@ -153,6 +153,7 @@ def _pretraining(config: ConfigDict):
         positions="sinusoidal",
         bias=True,
         eps=1e-6,
+        norm=True,
     )
     config.mask = dict(
         rgb=dict(kind="random", ratio=0.9), spectrogram=dict(kind="random", ratio=0.7)
@@ -163,6 +164,7 @@ def _pretraining(config: ConfigDict):
         target=dict(rgb="raw", spectrogram="raw"),
         weights=dict(rgb=0.5, spectrogram=0.5),
         unmasked=False,
+        l2=0.0,
     )
     config.log.pictures = 4
 
@@ -236,6 +238,8 @@ def _set(config: ConfigDict, name: str, value):
             break
     if not isinstance(place, ConfigDict) or last not in place:
         raise ConfigError(f"{name} is no field of a {config.trainer} config.")
+    if isinstance(place[last], ConfigDict):
+        raise ConfigError(f"{name} is a group of fields: set one of them.")
     try:
         place[last] = value
     except TypeError as error:

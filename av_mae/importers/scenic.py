@@ -39,6 +39,7 @@ _BLOCK = {
     "mlp/out": ("MlpBlock_0/Dense_1",),
 }
 _HEAD = "ProjectionHeadAndClassifier_0/output_projection"
+_REPRESENTATION = "ProjectionHeadAndClassifier_0/pre_logits"
 _TOP = {
     *("accum_train_time", "global_step", "metadata", "model_state", "opt_state"),
     *("optimizer", "params", "rng"),
@@ -361,8 +362,6 @@ class _Pretrained(_Source):
         side, tubelet, _ = self.patch()
         projection = f"output_projection{self.suffix('rgb')}/kernel"
         values = self.shape(projection)[1]
-        if values == tubelet * side * side:
-            return {"objective.target.rgb": "grey"}
         if values == 3 * side * side and tubelet > 1:
             return {"objective.target.rgb": "central_frame"}
         return {}
@@ -468,6 +467,7 @@ class _Finetuned(_Source):
             "modalities": self.modalities,
             **self.encoder("Transformer", depth),
             "model.classes": classes,
+            "model.representation": self.representation(),
             **self.learned(),
             "model.norm": self.has("Transformer/encoder_norm"),
             "model.head_norm": self.has("encoder_norm"),
@@ -491,6 +491,12 @@ class _Finetuned(_Source):
                 "give model.fusion_layer."
             )
         return configure(self.trainer, found, assumed, options)
+
+    def representation(self) -> int:
+        """Width of the layer before the head, 0 where there is none."""
+        return (
+            self.shape(f"{_REPRESENTATION}/bias")[0] if self.has(_REPRESENTATION) else 0
+        )
 
     def published(self, classes: int, depth: int) -> dict[str, Any]:
         """The published configs, AudioSet's (527 classes) or VGGSound's (309)."""
@@ -531,6 +537,8 @@ class _Finetuned(_Source):
             token = f"cls{m}" if i else "cls"
             parts |= self.single(f"embed/cls_{m}", token)
         parts |= self.norm("head_norm", "encoder_norm")
+        if self.has(_REPRESENTATION):
+            parts |= self.layer("representation", _REPRESENTATION)
         return parts | self.layer("head", self.head)
 
     def excuse(self, name: str) -> str:

@@ -76,11 +76,11 @@ SINGLE = ("id", "has_rgb", "has_audio", "num_frames", "height", "width", "fps", 
 SINGLE += ("sample_rate", "num_samples", "audio", "facts")
 
 
-# ------------------------------------------------------------- the three proto messages
+# ------------------------------------------------------------------- the proto messages
 
 
-def _declare_example():
-    """The class of `tf.train.Example`, declared as in tensorflow/core/example/*.proto.
+def _declare_messages():
+    """Classes of tensorflow/core/example/*.proto by name, declared as they are there.
 
     In a pool of its own: TensorFlow, if it is there, declares the same names.
     """
@@ -88,50 +88,47 @@ def _declare_example():
     proto = descriptor_pb2.FileDescriptorProto(
         name="av_mae/example.proto", package="tensorflow", syntax="proto3"
     )
-    kinds = {"Bytes": field.TYPE_BYTES, "Float": field.TYPE_FLOAT}
-    kinds["Int64"] = field.TYPE_INT64
-    feature = descriptor_pb2.DescriptorProto(name="Feature")
+    one, many = field.LABEL_OPTIONAL, field.LABEL_REPEATED
+
+    def add(message, name, number, label, kind, **more):
+        """A field whose kind is a type, or the name of another message."""
+        if isinstance(kind, str):
+            more |= dict(type_name=f".tensorflow.{kind}")
+            kind = field.TYPE_MESSAGE
+        message.field.add(name=name, number=number, label=label, type=kind, **more)
+
+    def add_map(name, key, kind):
+        """A message whose only field maps strings to messages."""
+        holder, entry = proto.message_type.add(name=name), f"{kind}Entry"
+        nested = holder.nested_type.add(name=entry)
+        nested.options.map_entry = True
+        add(nested, "key", 1, one, field.TYPE_STRING)
+        add(nested, "value", 2, one, kind)
+        add(holder, key, 1, many, f"{name}.{entry}")
+
+    types = dict(Bytes=field.TYPE_BYTES, Float=field.TYPE_FLOAT, Int64=field.TYPE_INT64)
+    feature = proto.message_type.add(name="Feature")
     feature.oneof_decl.add(name="kind")
-    for number, (kind, type_) in enumerate(kinds.items(), start=1):
-        values = proto.message_type.add(name=f"{kind}List")
-        values.field.add(name="value", number=1, type=type_, label=field.LABEL_REPEATED)
-        feature.field.add(
-            name=f"{kind.lower()}_list",
-            number=number,
-            type=field.TYPE_MESSAGE,
-            type_name=f".tensorflow.{kind}List",
-            label=field.LABEL_OPTIONAL,
-            oneof_index=0,
-        )
-    proto.message_type.append(feature)
-    features = proto.message_type.add(name="Features")
-    entry = features.nested_type.add(name="FeatureEntry")
-    entry.options.map_entry = True
-    one = dict(label=field.LABEL_OPTIONAL)
-    entry.field.add(name="key", number=1, type=field.TYPE_STRING, **one)
-    message_ = dict(type=field.TYPE_MESSAGE)
-    entry.field.add(
-        name="value", number=2, type_name=".tensorflow.Feature", **one, **message_
-    )
-    features.field.add(
-        name="feature",
-        number=1,
-        label=field.LABEL_REPEATED,
-        type_name=".tensorflow.Features.FeatureEntry",
-        **message_,
-    )
+    for number, (kind, type_) in enumerate(types.items(), start=1):
+        add(proto.message_type.add(name=f"{kind}List"), "value", 1, many, type_)
+        name = f"{kind.lower()}_list"
+        add(feature, name, number, one, f"{kind}List", oneof_index=0)
+    add_map("Features", "feature", "Feature")
+    add(proto.message_type.add(name="FeatureList"), "feature", 1, many, "Feature")
+    add_map("FeatureLists", "feature_list", "FeatureList")
     example = proto.message_type.add(name="Example")
-    example.field.add(
-        name="features", number=1, type_name=".tensorflow.Features", **one, **message_
-    )
+    add(example, "features", 1, one, "Features")
+    sequence = proto.message_type.add(name="SequenceExample")
+    add(sequence, "context", 1, one, "Features")
+    add(sequence, "feature_lists", 2, one, "FeatureLists")
     pool = descriptor_pool.DescriptorPool()
     pool.Add(proto)
-    return message_factory.GetMessageClass(
-        pool.FindMessageTypeByName("tensorflow.Example")
-    )
+    find = lambda name: pool.FindMessageTypeByName(f"tensorflow.{name}")
+    names = ("Example", "SequenceExample")
+    return (message_factory.GetMessageClass(find(name)) for name in names)
 
 
-Example = _declare_example()
+Example, SequenceExample = _declare_messages()
 
 
 # ------------------------------------------------------------------------ clip → record
@@ -211,7 +208,7 @@ def _picture(clip: Clip, kind: str) -> dict:
     if kind == "h264":
         video = _encode_h264(counted(), clip.fps)
     elif kind == "jpeg":
-        jpeg = [_encode_jpeg(frame) for frame in counted()]
+        jpeg = [encode_jpeg(frame) for frame in counted()]
     else:
         raise ValueError(f"frames must be 'h264' or 'jpeg', not {kind!r}")
     size = dict(num_frames=count, height=shape[0], width=shape[1])
@@ -257,7 +254,7 @@ def _h264_stream(container, shape, fps):
     return stream
 
 
-def _encode_jpeg(pixels: np.ndarray) -> bytes:
+def encode_jpeg(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
     return file.getvalue()
@@ -618,14 +615,14 @@ def write_shard(path: Path, payloads: Iterable[bytes]) -> None:
     for payload in payloads:
         writer.write(payload)
     writer.close()
-    _make_final(temporary, path)
+    make_final(temporary, path)
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file, or nothing under this name."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
-    _make_final(temporary, path)
+    make_final(temporary, path)
 
 
 def write_json(path: Path, value) -> None:
@@ -636,7 +633,7 @@ def write_jsonl(path: Path, values: Iterable) -> None:
     write_text(path, "".join(json.dumps(value) + "\n" for value in values))
 
 
-def _make_final(temporary: Path, path: Path) -> None:
+def make_final(temporary: Path, path: Path) -> None:
     """Flushes a file to the disk, then gives it its name."""
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())

@@ -15,9 +15,9 @@ __all__ = ["Imported", "Row", "configure", "find", "read", "template"]
 
 def find(path: Path | str):
     """The module that reads this published file or folder; None if there is none."""
-    from av_mae.importers import scenic, videomae
+    from av_mae.importers import exported, scenic, videomae
 
-    kinds = (scenic, videomae)
+    kinds = (exported, scenic, videomae)
     return next((kind for kind in kinds if kind.matches(Path(path))), None)
 
 
@@ -34,7 +34,7 @@ def read(path: Path | str, **options) -> Imported:
     if kind is None:
         raise CheckpointError(
             f"{path} is no file that this release reads: give a checkpoint of Scenic "
-            "AV-MAE (one msgpack file), or a VideoMAE of Hugging Face (a folder), "
-            "MCG-NJU (.pth) or Keras (.h5, SavedModel)."
+            "AV-MAE (one msgpack file), a VideoMAE of Hugging Face (a folder), MCG-NJU "
+            "(.pth) or Keras (.h5, SavedModel), or a folder that av_mae.export wrote."
         )
     return kind.read(path, **options)

@@ -14,6 +14,10 @@ imports nothing heavy.
 
 MODALITIES = ("rgb", "spectrogram")
 
+# The collection in which a model puts, in training, the new values of parameters that
+# are no weights but running statistics.
+STATISTICS = "statistics"
+
 
 class UserError(Exception):
     """One sentence for the user: what is wrong, where, and what to do."""

@@ -2,10 +2,12 @@
 
 State is one pytree: step, params, opt_state, rng. The update is a closure over the loss
 and the optimiser, with donated state; randomness is folded from the seed and the step,
-so that a resumed run draws what an uninterrupted one would.
+so that a resumed run draws what an uninterrupted one would. Running statistics of
+batches, where a model has some, are among the params: no gradient flows to them, and
+the update replaces them by what the loss gives under STATISTICS.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from av_mae import loop, parallel
+from av_mae import STATISTICS, loop, parallel
 
 Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict]]
 
@@ -67,6 +69,13 @@ def gradients(loss: Loss, params, batch, rng, accumulate: int):
     return jax.tree.map(lambda x: x / accumulate, total)
 
 
+def replaced(params: Any, values: Any) -> Any:
+    """The params, nested dicts, with some leaves taken from `values`, nested alike."""
+    if not isinstance(values, Mapping):
+        return values
+    return params | {k: replaced(params[k], value) for k, value in values.items()}
+
+
 def make(
     loss: Loss,
     tx: optax.GradientTransformation,
@@ -84,6 +93,7 @@ def make(
         )
         updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
+        params = replaced(params, numbers.pop(STATISTICS, {}))
         numbers = numbers | {
             "loss": total,
             "gradient_norm": optax.tree.norm(grads),

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from av_mae import loop, parallel, update
+from av_mae import STATISTICS, loop, parallel, update
 
 RNG = np.random.default_rng(0)
 BATCH = {
@@ -127,3 +127,28 @@ def test_the_state_is_donated():
     state = first()
     step(state, BATCH)
     assert state["params"]["kernel"].is_deleted()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_running_statistics_are_replaced_not_learned(accumulate):
+    """Half of the old value and half of the batch's mean; parts are averaged."""
+
+    def loss(params, batch, rng):
+        still = jax.lax.stop_gradient(params["norm"]["mean"])
+        total, numbers = linear(params, batch, rng)
+        new = {"norm": {"mean": 0.5 * still + 0.5 * batch["y"].mean()}}
+        return total, numbers | {STATISTICS: new}
+
+    def start(rng):
+        return init(rng) | {"norm": {"mean": jnp.float32(2), "scale": jnp.float32(3)}}
+
+    tx = optax.adamw(0.1, weight_decay=0.0)
+    mesh = parallel.mesh(1, 1)
+    first, abstract = update.initial(start, tx, 7, mesh)
+    step = update.make(loss, tx, lambda step: 0.1, accumulate, abstract, mesh)
+    state, numbers = step(first(), BATCH)
+    assert STATISTICS not in numbers
+    assert state["params"]["norm"]["scale"] == 3
+    mean = np.asarray(BATCH["y"]).mean()
+    assert state["params"]["norm"]["mean"] == pytest.approx(1 + 0.5 * mean, rel=1e-6)
+    assert (state["params"]["kernel"] != first()["params"]["kernel"]).all()

@@ -107,6 +107,7 @@ def _data() -> dict:
         fps=25.0,
         num_frames=16,
         stride=4,
+        sampling="dense",
         size=224,
         short_side=256,
         crop="random",

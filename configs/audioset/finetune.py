@@ -30,6 +30,7 @@ def get_config(arg=""):
         fps=25.0,
         num_frames=32,
         stride=2,
+        sampling="dense",
         size=224,
         short_side=256,
         crop="random",

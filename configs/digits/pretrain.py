@@ -27,6 +27,7 @@ def get_config(arg=""):
         fps=25.0,
         num_frames=8,
         stride=6,
+        sampling="dense",
         size=64,
         short_side=64,
         crop="center",

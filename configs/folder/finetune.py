@@ -28,6 +28,7 @@ def get_config(arg=""):
         fps=25.0,
         num_frames=16,
         stride=4,
+        sampling="dense",
         size=224,
         short_side=256,
         crop="random",

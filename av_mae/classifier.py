@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from av_mae import choose
-from av_mae.autoencoder import Embeddings, Patches
+from av_mae.autoencoder import Embeddings, Patches, build_embeddings
 from av_mae.fusion import (
     Fusion,
     Present,
@@ -178,7 +178,7 @@ def build(config, classes: Classes) -> Classifier:
             dropout=model.head_dropout,
             init=model.head_init,
         ),
-        embed=Embeddings(size.width, model.positions, dtype),
+        embed=build_embeddings(config),
         encoder=build_encoder(model, size, dtype),
     )
 

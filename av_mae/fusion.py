@@ -270,4 +270,5 @@ def build_encoder(model, size: Size, dtype) -> Fusion:
         options=block_options(model, size.heads, size.mlp, dtype),
         drop_path=model.drop_path,
         settings=settings_of(model, size.depth),
+        norm=model.norm,
     )

@@ -28,6 +28,11 @@ class Layout(NamedTuple):
         return math.prod(self.grid)
 
     @property
+    def frames(self) -> int:
+        """Frames in a tube; 1 for sound."""
+        return self.patch[0] if len(self.patch) == 3 else 1
+
+    @property
     def f(self) -> int:
         """Values in a patch."""
         return math.prod(self.patch) * self.channels
@@ -110,6 +115,26 @@ def make(config, missing: bool) -> Callable:
         return patches, present if missing else None
 
     return prepare
+
+
+def pixels(config, patches: jax.Array) -> jax.Array:
+    """Patches of frames [b n f] as they were in [0, 1], before they were normalised."""
+    mean, std = (
+        jnp.tile(jnp.array(x), patches.shape[-1] // 3) for x in _picture(config)
+    )
+    return patches * std + mean
+
+
+def from_pixels(config, patches: jax.Array) -> jax.Array:
+    """The inverse of `pixels`."""
+    mean, std = (
+        jnp.tile(jnp.array(x), patches.shape[-1] // 3) for x in _picture(config)
+    )
+    return (patches - mean) / std
+
+
+def _picture(config) -> tuple:
+    return config.picture.mean, config.picture.std
 
 
 def rows(values: jax.Array, count: int) -> jax.Array:

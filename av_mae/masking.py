@@ -2,7 +2,8 @@
 
 Counts are static, so that every batch compiles to one program: `random` masks
 int(ratio·n) tokens, `tube` masks int(ratio·h·w) places in all time steps alike
-(VideoMAE §3.2).
+(VideoMAE §3.2). Sound may lose int(ratio·t) whole times or int(ratio·f) whole
+frequencies (AudioMAE, Huang et al. 2022, §3.2).
 """
 
 import math
@@ -45,7 +46,31 @@ def tube(rng: Rng, b: int, grid: tuple[int, ...], ratio: float) -> Mask:
     return Mask(kept, masked)
 
 
-MASKS = {"random": random, "tube": tube}
+def time(rng: Rng, b: int, grid: tuple[int, ...], ratio: float) -> Mask:
+    """Whole times of sound: int(ratio·t)·f tokens masked."""
+    t, f = grid
+    over_frequency = jnp.arange(f, dtype=jnp.int32)  # f
+    parts = _split(rng, b, t, int(ratio * t))
+    kept, masked = (
+        (part[:, :, None] * f + over_frequency).reshape(b, -1) for part in parts
+    )
+    return Mask(kept, masked)
+
+
+def frequency(rng: Rng, b: int, grid: tuple[int, ...], ratio: float) -> Mask:
+    """The same frequencies at all times: t·int(ratio·f) tokens masked."""
+    return tube(rng, b, grid, ratio)
+
+
+MASKS = {"random": random, "tube": tube, "time": time, "frequency": frequency}
+# Those that make sense for each modality.
+KINDS = {"rgb": ("random", "tube"), "spectrogram": ("random", "time", "frequency")}
+
+
+def count(kind: str, grid: tuple[int, ...], ratio: float) -> int:
+    """How many tokens of a clip a mask hides."""
+    draw = lambda rng: MASKS[kind](rng, 1, grid, ratio)
+    return jax.eval_shape(draw, jax.random.key(0)).masked.shape[1]
 
 
 def take(x: Shaped[Array, "b n d"], index: Int[Array, "b k"]) -> Shaped[Array, "b k d"]:

@@ -112,12 +112,14 @@ def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
 
 def check(config):
     """Raises ConfigError for what can be seen to be wrong before anything is made."""
-    choose("objective.kind", config.objective.kind, {"reconstruct": None})
-    choose("objective.target", config.objective.target, losses.TARGETS)
+    autoencoder.objective_of(config)
     for m, layout in inputs.layouts(config).items():
-        choose(f"mask.{m}.kind", config.mask[m].kind, masking.MASKS)
-        ratio = config.mask[m].ratio
-        if not 0 < ratio < 1 or not 0 < int(ratio * layout.n) < layout.n:
+        kinds = losses.TARGETS if m == "rgb" else losses.SOUND_TARGETS
+        choose(f"objective.target.{m}", config.objective.target[m], kinds)
+        kind, ratio = config.mask[m].kind, config.mask[m].ratio
+        choose(f"mask.{m}.kind", kind, masking.KINDS[m])
+        masked = masking.count(kind, layout.grid, ratio) if 0 < ratio < 1 else 0
+        if not 0 < masked < layout.n:
             raise ConfigError(
                 f"mask.{m}.ratio is {ratio}: choose a share between 0 and 1 that masks "
                 f"some and keeps some of the {layout.n} tokens."
@@ -146,9 +148,10 @@ def draw_masks(config, rng: jax.Array, b: int) -> dict[str, masking.Mask]:
 def make_reconstruct(config, model, missing: bool):
     """The function (params, batch, rng, train) → pairs, masks, patches, present.
 
-    `pairs` is {m: (prediction, target)}, both [b m f]; `present` {m: [b]} or None.
+    `pairs` is {m: (prediction, target)}, both [b p g], of the p tokens in the loss;
+    `present` {m: [b]} or None: which clips have what the prediction of m needs.
     """
-    prepare, layouts = inputs.make(config, missing), inputs.layouts(config)
+    prepare, objective = inputs.make(config, missing), autoencoder.objective_of(config)
 
     def reconstruct(params, batch, rng, train: bool):
         patches, present = prepare(batch, loop.key(rng, 0, "augment"), train)
@@ -163,18 +166,30 @@ def make_reconstruct(config, model, missing: bool):
             train,
             rngs={"drop_path": drop_path},
         )
-        pairs = {}
-        for m, prediction in predictions.items():
-            hidden = masking.take(patches[m], masks[m].masked)
-            target = losses.target(hidden, config.objective.target, layouts[m].channels)
-            pairs[m] = (prediction, target)
-        return pairs, masks, patches, present
+        index = objective.predicted(masks)
+        pairs = {
+            m: (x, target(config, m, masking.take(patches[m], index[m])))
+            for m, x in predictions.items()
+        }
+        return pairs, masks, patches, objective.present(masks, present)
 
     return reconstruct
 
 
+def target(config, m: str, patches: jax.Array) -> jax.Array:
+    """What is to be predicted of patches [b n f] of modality m, float32 [b n g]."""
+    cut, kind = inputs.layouts(config)[m], config.objective.target[m]
+    if losses.TARGETS[kind].pixels:
+        patches = inputs.pixels(config, patches)
+    return losses.target(patches, kind, cut.channels, cut.frames)
+
+
 def make_loss(config, reconstruct):
-    """(params, batch, rng) → (weighted sum of the modalities' losses, each of them)."""
+    """(params, batch, rng) → (weighted sum of the modalities' losses, each of them).
+
+    `objective.l2` adds its multiple of half the squares of the parameters, as Scenic's
+    l2_decay_factor does.
+    """
 
     def loss(params, batch, rng):
         pairs, _, _, present = reconstruct(params, batch, rng, True)
@@ -183,6 +198,8 @@ def make_loss(config, reconstruct):
             for m, (p, t) in pairs.items()
         }
         total = sum(config.objective.weights[m] * value for m, value in each.items())
+        if config.objective.l2:
+            total += config.objective.l2 * losses.l2(params)
         return total, {f"loss_{m}": value for m, value in each.items()}
 
     return loss
@@ -223,19 +240,16 @@ def make_draw(config, reconstruct, mesh):
     Standardised targets are undone with the mean statistics of the clip's *visible*
     patches: those of the masked ones the model does not know.
     """
-    layouts = inputs.layouts(config)
+    layouts, objective = inputs.layouts(config), autoencoder.objective_of(config)
 
     def look(params, batch, rng):
         pairs, masks, patches, present = reconstruct(params, batch, rng, False)
         result = {}
-        for m, (prediction, _) in pairs.items():
+        for m, sequence in objective.sequences(masks).items():
             visible = masking.take(patches[m], masks[m].kept)
-            mean, std = losses.target_statistics(
-                visible, config.objective.target, layouts[m].channels
-            )
-            average = lambda x: x.mean(axis=1, keepdims=True)
-            values = prediction * average(std) + average(mean)
-            result[m] = (patches[m], values, masks[m].masked)
+            prediction = pairs[m][0][:, -sequence.masked.shape[1] :]
+            values = undo_target(config, m, prediction, visible)
+            result[m] = (patches[m], values, sequence.masked)
         return result, present
 
     look = jax.jit(look, out_shardings=parallel.replicated(mesh))
@@ -268,3 +282,15 @@ def make_draw(config, reconstruct, mesh):
         run.writer.images(done, pictures.stills)
 
     return draw
+
+
+def undo_target(config, m: str, prediction: jax.Array, visible: jax.Array):
+    """Predictions [b p g] as patches [b p f], by visible patches' mean statistics."""
+    cut, kind = inputs.layouts(config)[m], config.objective.target[m]
+    pixels = losses.TARGETS[kind].pixels
+    if pixels:
+        visible = inputs.pixels(config, visible)
+    found = losses.target_statistics(visible, kind, cut.channels, cut.frames)
+    mean, std = (x.mean(axis=1, keepdims=True) for x in found)
+    values = losses.to_patches(prediction * std + mean, cut.f)
+    return inputs.from_pixels(config, values) if pixels else values

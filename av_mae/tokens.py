@@ -14,7 +14,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int, Shaped
 
-from av_mae import choose
+from av_mae import ConfigError, choose
 
 
 def grid_of(shape: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
@@ -67,33 +67,89 @@ def sinusoid(n: int, d: int) -> Float[np.ndarray, "n d"]:
     return table.reshape(n, d).astype(np.float32)
 
 
-def _sinusoidal(module: nn.Module, n: int, d: int) -> Array:
-    return jnp.asarray(sinusoid(n, d))
+def sincos(grid: tuple[int, ...], d: int) -> Float[np.ndarray, "n d"]:
+    """Fixed positions over a grid of two or three axes (MoCo v3, Scenic).
+
+    From the last axis to the first, the sines and then the cosines of place/10000^(j/r)
+    for j below r = d / (2 · axes). `d` must be divisible by twice the number of axes.
+    """
+    r = d // (2 * len(grid))
+    rates = 10_000.0 ** (-np.arange(r) / r)
+    places = np.indices(grid).reshape(len(grid), -1, 1)  # axes n 1
+    angles = places[::-1] * rates  # axes n r
+    parts = [f(angle) for angle in angles for f in (np.sin, np.cos)]
+    return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def _learned(module: nn.Module, n: int, d: int) -> Array:
+Grid = tuple[int, ...]
+
+
+def _sinusoidal(module: nn.Module, grid: Grid, d: int) -> Array:
+    return jnp.asarray(sinusoid(math.prod(grid), d))
+
+
+def _learned(module: nn.Module, grid: Grid, d: int) -> Array:
     """A parameter, from normal(0.02) as Scenic's `learned_1d`."""
-    return module.param("embedding", nn.initializers.normal(0.02), (n, d), jnp.float32)
+    shape = (math.prod(grid), d)
+    return module.param("embedding", nn.initializers.normal(0.02), shape, jnp.float32)
 
 
-POSITIONS = {"sinusoidal": _sinusoidal, "learned": _learned}
+def _sinusoidal_2d(module: nn.Module, grid: Grid, d: int) -> Array:
+    """Over (h, w), alike at all times; over (t, f) for sound."""
+    _check(module.kind, d % 4 == 0, f"a width that 4 divides, but it is {d}")
+    return jnp.tile(sincos(grid[-2:], d), (math.prod(grid[:-2]), 1))
+
+
+def _sinusoidal_3d(module: nn.Module, grid: Grid, d: int) -> Array:
+    _check(module.kind, len(grid) == 3, "frames, but there is sound")
+    _check(module.kind, d % 6 == 0, f"a width that 6 divides, but it is {d}")
+    return jnp.asarray(sincos(grid, d))
+
+
+def _learned_space_time(module: nn.Module, grid: Grid, d: int) -> Array:
+    """A parameter for each time plus one for each place (h, w)."""
+    _check(module.kind, len(grid) == 3, "frames, but there is sound")
+    t, *space = grid
+    init = nn.initializers.normal(0.02)
+    time = module.param("time", init, (t, d), jnp.float32)
+    space = module.param("space", init, (math.prod(space), d), jnp.float32)
+    return (time[:, None] + space[None]).reshape(-1, d)
+
+
+def _check(kind: str, good: bool, needs: str):
+    if not good:
+        raise ConfigError(
+            f"model.positions (or that of the decoder) is {kind!r}, which needs "
+            f"{needs}: choose 'sinusoidal' or 'learned', or change that."
+        )
+
+
+# Scenic's models of one modality have the last three; the others serve every model.
+POSITIONS = {
+    "sinusoidal": _sinusoidal,
+    "learned": _learned,
+    "sinusoidal_2d": _sinusoidal_2d,
+    "sinusoidal_3d": _sinusoidal_3d,
+    "learned_space_time": _learned_space_time,
+}
 
 
 class Positions(nn.Module):
     """Adds to each token its position's vector, looked up by token index.
 
-    `kind` is a name of POSITIONS; `n` is the number of tokens of the whole grid.
+    `kind` is a name of POSITIONS; `grid` is that of all tokens, (n,) where nobody asks
+    for its axes.
     """
 
     kind: str
-    n: int
+    grid: Grid
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b k d"], index: Int[Array, "b k"] | None = None
     ) -> Float[Array, "b k d"]:
         make = choose("model.positions", self.kind, POSITIONS)
-        table = make(self, self.n, x.shape[-1])
+        table = make(self, tuple(self.grid), x.shape[-1])
         table = table.astype(x.dtype)
         if index is None:
             return x + table[None]

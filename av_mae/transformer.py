@@ -71,13 +71,20 @@ class BlockOptions:
 
     Defaults are Scenic's: LayerNorm epsilon 1e-6, GELU by tanh, biases everywhere, and
     stochastic depth that does not rescale what survives (`drop_path_rescale=False`;
-    VideoMAE, as timm, divides by the probability of survival).
+    VideoMAE, as timm, divides by the probability of survival). VideoMAE has GELU by
+    erf and no bias of the keys, and in its larger recipes layer scale (CaiT, Touvron et
+    al. 2021): each branch times a learned vector that begins at `layer_scale`. The norm
+    after the last block has an epsilon of its own in Hugging Face's decoder (1e-5).
     """
 
     heads: int
     mlp: int
     drop_path_rescale: bool = False
     eps: float = 1e-6
+    gelu: str = "tanh"
+    key_bias: bool = True
+    layer_scale: float = 0.0  # 0: none
+    last_eps: float | None = None  # of the norm after the last block; None: eps
     dtype: jnp.dtype = jnp.float32
 
 
@@ -94,9 +101,22 @@ def dtype_of(compute) -> jnp.dtype:
     return jnp.dtype(choose("compute.dtype", compute.dtype, ("float32", "bfloat16")))
 
 
-def block_options(model, heads: int, mlp: int, dtype) -> BlockOptions:
+def block_options(
+    model, heads: int, mlp: int, dtype, last_eps: float | None = None
+) -> BlockOptions:
     """The options of `config.model` for blocks of this many heads and MLP width."""
-    return BlockOptions(heads, mlp, model.drop_path_rescale, dtype=dtype)
+    block = model.block
+    return BlockOptions(
+        heads,
+        mlp,
+        drop_path_rescale=model.drop_path_rescale,
+        eps=block.eps,
+        gelu=choose("model.block.gelu", block.gelu, ("tanh", "erf")),
+        key_bias=block.key_bias,
+        layer_scale=block.layer_scale,
+        last_eps=last_eps,
+        dtype=dtype,
+    )
 
 
 class Linear(nn.Module):
@@ -104,13 +124,15 @@ class Linear(nn.Module):
 
     Computed as one product of two matrices: XLA's CPU backend takes three times as long
     for the gradient of the same product with a batch axis (measured at 64×96×128→512).
-    First values are drawn for the flat matrix, as flax's DenseGeneral does.
+    First values are drawn for the flat matrix, as flax's DenseGeneral does. `biased`
+    are the indices of the first axis of features that have a bias: all by default.
     """
 
     features: tuple[int, ...]
     axes: int = 1
     kernel_init: Callable = nn.initializers.lecun_normal()
     bias_init: Callable = nn.initializers.zeros
+    biased: tuple[int, ...] | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -122,10 +144,19 @@ class Linear(nn.Module):
             return self.kernel_init(rng, flat, jnp.float32).reshape(shape)
 
         kernel = self.param("kernel", init, (*inputs, *self.features))
-        bias = self.param("bias", self.bias_init, self.features, jnp.float32)
-        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
-        y = x.astype(self.dtype).reshape(-1, flat[0]) @ kernel.reshape(flat)
-        return (y + bias.reshape(1, -1)).reshape(*rows, *self.features)
+        y = x.astype(self.dtype).reshape(-1, flat[0])
+        y = y @ kernel.astype(self.dtype).reshape(flat)
+        if self.biased != ():
+            y = y + self._bias().astype(self.dtype).reshape(1, -1)
+        return y.reshape(*rows, *self.features)
+
+    def _bias(self) -> Float[Array, "..."]:
+        """The bias [*features], zero where there is none."""
+        if self.biased is None:
+            return self.param("bias", self.bias_init, self.features, jnp.float32)
+        shape = (len(self.biased), *self.features[1:])
+        bias = self.param("bias", self.bias_init, shape, jnp.float32)
+        return jnp.zeros(self.features).at[jnp.array(self.biased)].set(bias)
 
 
 class Attention(nn.Module):
@@ -140,7 +171,11 @@ class Attention(nn.Module):
         heads, dtype = self.options.heads, self.options.dtype
         d = x.shape[-1]
         qkv = Linear(
-            (3, heads, d // heads), kernel_init=_qkv_kernel, dtype=dtype, name="qkv"
+            (3, heads, d // heads),
+            kernel_init=_qkv_kernel,
+            biased=None if self.options.key_bias else (0, 2),
+            dtype=dtype,
+            name="qkv",
         )(x)  # b n 3 heads e
         mask = None if present is None else present[:, None, None, :]  # b 1 1 n
         x = jax.nn.dot_product_attention(
@@ -168,7 +203,8 @@ class Mlp(nn.Module):
             dtype=self.options.dtype,
         )
         hidden = Linear((self.options.mlp,), name="in", **init)(x)
-        return Linear(x.shape[-1:], name="out", **init)(nn.gelu(hidden))
+        hidden = nn.gelu(hidden, approximate=self.options.gelu == "tanh")
+        return Linear(x.shape[-1:], name="out", **init)(hidden)
 
 
 class DropPath(nn.Module):
@@ -203,14 +239,28 @@ class Block(nn.Module):
         norm = dict(epsilon=options.eps, dtype=options.dtype)
         drop = lambda y: DropPath(self.drop_path, options.drop_path_rescale)(y, train)
         y = nn.LayerNorm(name="norm_1", **norm)(x)
-        x = x + drop(Attention(options, name="attention")(y, present))
+        y = Attention(options, name="attention")(y, present)
+        x = x + drop(self._scaled(y, "scale_1"))
         y = nn.LayerNorm(name="norm_2", **norm)(x)
-        return x + drop(Mlp(options, name="mlp")(y))
+        return x + drop(self._scaled(Mlp(options, name="mlp")(y), "scale_2"))
+
+    def _scaled(self, y: Array, name: str) -> Array:
+        """Layer scale, where the options have it."""
+        if self.options.layer_scale == 0.0:
+            return y
+        init = nn.initializers.constant(self.options.layer_scale)
+        return y * self.param(name, init, y.shape[-1:], jnp.float32).astype(y.dtype)
 
 
 def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
     """Rates rising linearly from 0 in the first layer to `rate` in the last."""
     return tuple(rate * i / max(depth - 1, 1) for i in range(depth))
+
+
+def last_norm(options: BlockOptions, **name) -> nn.LayerNorm:
+    """The LayerNorm after the last block."""
+    eps = options.eps if options.last_eps is None else options.last_eps
+    return nn.LayerNorm(eps, dtype=options.dtype, **name)
 
 
 class Stack(nn.Module):
@@ -224,7 +274,7 @@ class Stack(nn.Module):
         for i, rate in enumerate(self.rates):
             setattr(self, f"block_{i}", Block(self.options, rate))
         if self.final_norm:
-            self.norm = nn.LayerNorm(self.options.eps, dtype=self.options.dtype)
+            self.norm = last_norm(self.options)
 
     def layer(self, i: int, x: Array, present: Array | None, train: bool) -> Array:
         """Block i alone (bottleneck fusion goes through two stacks in step)."""

@@ -48,7 +48,7 @@ def tiny(name: str, **changes):
         result.model.fusion, result.model.fusion_layers = "mid", 1
         result.model.decoder.width, result.model.decoder.mlp = 16, 32
         result.mask.rgb.kind, result.mask.rgb.ratio = "tube", 0.75
-        result.objective.target = "standardised"
+        result.objective.target.update(rgb="standardised", spectrogram="standardised")
     else:
         result.model.fusion, result.model.fusion_layer = "bottleneck", 0
     result.update_from_flattened_dict(

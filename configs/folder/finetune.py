@@ -68,6 +68,10 @@ def get_config(arg=""):
         head_init=0.0,
         head_dropout=0.0,
         positions="sinusoidal",
+        modality_embeddings=False,
+        cls_token=False,
+        block=dict(gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0),
+        norm=True,
         drop_path=0.1,
         drop_path_rescale=True,
     )

@@ -56,18 +56,35 @@ def get_config(arg=""):
         fusion="mid",
         fusion_layers=2,
         positions="sinusoidal",
+        modality_embeddings=False,
+        cls_token=False,
+        block=dict(gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0),
+        norm=True,
         drop_path=0.0,
         drop_path_rescale=False,
     )
-    config.model.decoder = dict(kind="shared", width=192, depth=4, heads=3, mlp=768)
+    config.model.decoder = dict(
+        kind="shared",
+        width=192,
+        depth=4,
+        heads=3,
+        mlp=768,
+        positions="sinusoidal",
+        bias=True,
+        eps=1e-6,
+        norm=True,
+    )
 
     config.mask = dict(
         rgb=dict(kind="tube", ratio=0.9), spectrogram=dict(kind="random", ratio=0.7)
     )
     config.objective = dict(
         kind="reconstruct",
-        target="standardised",
+        inpaint_layout="own",
+        target=dict(rgb="standardised", spectrogram="standardised"),
         weights=dict(rgb=0.5, spectrogram=0.5),
+        unmasked=False,
+        l2=0.0,
     )
     config.augment = dict(flip=0.5)
 

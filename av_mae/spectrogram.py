@@ -13,9 +13,23 @@ that row i is centred on its own 10 ms and there are exactly 100 rows a second. 
 discrete Fourier transform is a matrix product at the highest precision: bfloat16
 products would be off by up to 6 in the logarithm.
 
+`kaldi` is the front end of AST, AudioMAE and CAV-MAE (Kaldi's fbank as torchaudio
+computes it): row i sees the 25 ms from 10 i ms on, less their mean, pre-emphasised,
+under a symmetric Hann window, ln(max(power, 1.19e-7)). AudioMAE normalises by
+mean=-4.2677393, std=9.1379948 (twice the deviation 4.5689974), CAV-MAE by mean=-5.081,
+std=4.4849. Theirs ends with the last whole window and pads with zeros; here the
+waveform is padded, so that there are 100 rows a second.
+
 `mfcc` is the front end of AV-MaskEnhancer: 13 cepstral coefficients a row, see there.
+
+`scenic` is whichever of these `python -m av_mae.convert --frontend` found on this
+machine to be what a SavedModel of AV-MAE computes; until then there is no such preset.
 """
 
+import json
+import logging
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -37,6 +51,20 @@ class Preset(NamedTuple):
     offset: float  # the logarithm is ln(power + offset)
 
 
+class Kaldi(NamedTuple):
+    """The front end `kaldi`, in the units of Preset; `window` is a symmetric Hann."""
+
+    sample_rate: int = 16000
+    window: int = 400
+    hop: int = 160
+    fft: int = 512
+    mels: int = 128
+    low: float = 20.0
+    high: float = 8000.0
+    emphasis: float = 0.97
+    floor: float = 2.0**-23  # the logarithm is ln(max(power, floor))
+
+
 class Cepstra(NamedTuple):
     """The front end `mfcc`; `mels` is the number of its coefficients."""
 
@@ -52,8 +80,37 @@ class Cepstra(NamedTuple):
 
 PRESETS = {
     "mbt": Preset(16000, 400, 160, 1024, 128, 20.0, 8000.0, 1e-6),
+    "kaldi": Kaldi(),
     "mfcc": Cepstra(),
 }
+
+log = logging.getLogger(__name__)
+
+
+def found_file() -> Path:
+    """Where this machine keeps what it found out about front ends.
+
+    $AV_MAE_PRESETS, else presets.json in the user's configuration folder. It holds
+    {name: {"same_as": name of a preset, "source", "error"}}.
+    """
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(os.environ.get("AV_MAE_PRESETS") or Path(home, "av_mae/presets.json"))
+
+
+def found_presets() -> dict:
+    """The presets of `found_file`; a damaged file is told in the log and left out."""
+    path = found_file()
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        return {name: PRESETS[entry["same_as"]] for name, entry in entries.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s cannot be read, its presets are left out: %s", path, error)
+        return {}
+
+
+PRESETS |= found_presets()
 
 
 def log_mel(
@@ -68,6 +125,8 @@ def log_mel(
     front_end = PRESETS[preset]
     if isinstance(front_end, Cepstra):
         return mfcc(waveform)[..., None]
+    if isinstance(front_end, Kaldi):
+        return fbank(waveform, front_end)[..., None]
     scale = 2.0**-15 if jnp.issubdtype(waveform.dtype, jnp.integer) else 1.0
     frames = frame(jnp.asarray(waveform, jnp.float32) * scale, front_end)
     even, odd = fold(frames)
@@ -120,7 +179,7 @@ def fourier_matrices(
     return transform.real.astype(np.float32), transform.imag.astype(np.float32)
 
 
-def mel_matrix(preset: Preset) -> Float32[np.ndarray, "bins mels"]:
+def mel_matrix(preset: Preset | Kaldi) -> Float32[np.ndarray, "bins mels"]:
     """HTK mel filters: triangles of height 1, linear in mel."""
     nyquist = preset.sample_rate / 2
     bins = hertz_to_mel(np.linspace(0, nyquist, preset.fft // 2 + 1))[:, None]
@@ -142,6 +201,29 @@ def product(
 ) -> Float32[Array, "*batch m"]:
     """A matrix product in full float32, on tensor cores too."""
     return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
+
+
+# Kaldi.
+
+
+def fbank(
+    waveform: Float[Array | np.ndarray, "b s"] | Int16[Array | np.ndarray, "b s"],
+    preset: Kaldi,
+) -> Float32[Array, "b t f"]:
+    """Kaldi's filter banks, t = s // 160, f = 128; int16 is scaled by 1/32768.
+
+    As `torchaudio.compliance.kaldi.fbank(x, htk_compat=True, use_energy=False,
+    window_type="hanning", num_mel_bins=128, dither=0.0, frame_shift=10)`.
+    """
+    scale = 2.0**-15 if jnp.issubdtype(waveform.dtype, jnp.integer) else 1.0
+    frames = _from_start(jnp.asarray(waveform, jnp.float32) * scale, preset)
+    frames = frames - jnp.mean(frames, axis=-1, keepdims=True)
+    before = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
+    hann = np.hanning(preset.window).astype(np.float32)
+    frames = (frames - preset.emphasis * before) * hann
+    cosines, sines = _plain_fourier_matrices(preset)
+    power = product(frames, cosines) ** 2 + product(frames, sines) ** 2
+    return jnp.log(jnp.maximum(product(power, mel_matrix(preset)), preset.floor))
 
 
 # Cepstral coefficients.
@@ -181,7 +263,7 @@ def mfcc(
 
 
 def _from_start(
-    waveform: Float32[Array, "b s"], preset: Cepstra
+    waveform: Float32[Array, "b s"], preset: Kaldi | Cepstra
 ) -> Float32[Array, "b t window"]:
     """As `frame`, but row i begins with its own hop."""
     rows, overlap = waveform.shape[1] // preset.hop, -(-preset.window // preset.hop)
@@ -193,7 +275,7 @@ def _from_start(
     return jnp.concatenate(shifted, axis=-1)[..., : preset.window]
 
 
-def _plain_fourier_matrices(preset: Cepstra) -> tuple[np.ndarray, np.ndarray]:
+def _plain_fourier_matrices(preset: Kaldi | Cepstra) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines [window bins] without weights."""
     turns = np.outer(np.arange(preset.window), np.arange(preset.fft // 2 + 1))
     transform = np.exp(-2j * np.pi * (turns % preset.fft) / preset.fft)

@@ -134,6 +134,76 @@ def test_every_product_asks_for_the_highest_precision():
         assert set(equation.params["precision"]) == {jax.lax.Precision.HIGHEST}
 
 
+# The preset kaldi.
+
+
+def fbank(samples):
+    """Kaldi's formulas in float64, a frame, a sample and a filter at a time."""
+    mel = lambda hertz: 1127 * math.log(1 + hertz / 700)
+    low, step = mel(20), (mel(8000) - mel(20)) / 129
+    window = [0.5 - 0.5 * math.cos(2 * math.pi * i / 399) for i in range(400)]
+    rows = []
+    for first in range(0, len(samples) - 399, 160):
+        part = samples[first : first + 400].astype(np.float64)
+        part = part - sum(part) / 400
+        for i in range(399, 0, -1):
+            part[i] -= 0.97 * part[i - 1]
+        part[0] -= 0.97 * part[0]
+        power = np.abs(np.fft.fft(np.append(part * window, np.zeros(112)))) ** 2
+        values = []
+        for j in range(128):
+            left, centre, right = (low + (j + k) * step for k in range(3))
+            total = 0.0
+            for bin in range(256):
+                place = mel(bin * 31.25)
+                if left < place < right:
+                    rising = (place - left) / (centre - left)
+                    falling = (right - place) / (right - centre)
+                    total += min(rising, falling) * power[bin]
+            values.append(math.log(max(total, 1.1920928955078125e-07)))
+        rows.append(values)
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("name", sounds())
+def test_kaldi_meets_an_independent_float64_front_end(name):
+    sound = np.float32(sounds()[name][:3360])
+    found = jax.jit(lambda x: spectrogram.log_mel(x, "kaldi"))(sound[None])
+    assert found.shape == (1, 21, 128, 1) and found.dtype == jnp.float32
+    wanted = fbank(sound)
+    assert len(wanted) == 19  # the others reach beyond the end
+    error = np.abs(np.asarray(found)[0, :19, :, 0] - wanted).max()
+    assert error < 4e-3, error  # in the bins that a loud tone leaves empty
+
+
+def test_kaldi_of_int16_is_full_scale_over_32768():
+    samples = np.random.default_rng(1).integers(-32768, 32768, (2, 1600), np.int16)
+    floats = samples.astype(np.float32) / 32768
+    np.testing.assert_array_equal(
+        *(spectrogram.log_mel(x, "kaldi") for x in (samples, floats))
+    )
+
+
+# What a machine found out.
+
+
+def test_presets_that_were_found(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "presets.json"
+    monkeypatch.setenv("AV_MAE_PRESETS", str(path))
+    assert spectrogram.found_file() == path and spectrogram.found_presets() == {}
+    path.write_text('{"scenic": {"same_as": "kaldi"}}')
+    kaldi = spectrogram.PRESETS["kaldi"]
+    assert spectrogram.found_presets() == {"scenic": kaldi}
+    for damaged in ("{", "[]", '{"scenic": {"same_as": "none"}}', '{"scenic": 1}'):
+        path.write_text(damaged)
+        caplog.clear()
+        assert spectrogram.found_presets() == {}
+        assert f"{path} cannot be read" in caplog.text
+    monkeypatch.delenv("AV_MAE_PRESETS")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert spectrogram.found_file() == tmp_path / "av_mae" / "presets.json"
+
+
 # The preset mfcc.
 
 

@@ -237,6 +237,7 @@ class Record:
     num_frames = property(lambda self: self._entry.num_frames)
     fps = property(lambda self: self._entry.fps)
     num_samples = property(lambda self: self._entry.num_samples)
+    num_values = property(lambda self: self._entry.num_values)
     sample_rate = property(lambda self: self._entry.sample_rate)
     has_rgb = property(lambda self: self.num_frames > 0)
     has_audio = property(lambda self: _has_sound(self._entry, self._mels))

@@ -22,12 +22,13 @@ import grain
 import numpy as np
 from absl import flags
 
-from data import ConfigError, sampling, transforms
+from data import ConfigError, dmvr, sampling, transforms
 from data.records import Records
 
 LABELS = ("none", "class", "multilabel")
 CHOICES = {  # fields of config.data that take one of a few values
-    "crop": ("random", "center"),
+    "sampling": tuple(sampling.SAMPLINGS),
+    "crop": tuple(transforms.CROPS),
     "resize": tuple(transforms.RESIZES),
     "audio_align": ("proportional", "window"),
     "crops": (1, 3),
@@ -46,10 +47,11 @@ def load(
     modalities: tuple[str, ...] = ("rgb", "spectrogram"),
     label: str = "none",
     sample_rate: int = 16000,
+    log_mel: tuple[int, int] | None = None,
     seed: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> "Dataset":
-    """Opens one split of a prepared data set.
+    """Opens one split of a prepared data set, or of DMVR's TFRecords (data/dmvr.py).
 
     Args:
         config: `config.data`; its fields are in the design (config tree, `data`).
@@ -58,6 +60,8 @@ def load(
             none of them is left out).
         label: 'none'; 'class': one per clip, int32; 'multilabel': float32 [classes].
         sample_rate: hertz of the sound that the spectrogram's preset wants.
+        log_mel: (rows a second, columns) of the log-mel that the records hold: a batch
+            has `spectrogram`, float32 [b v t f 1], instead of `waveform`.
         seed: of the order, of all random draws, and of the subset of `config.limit`.
         process: (index of this process, number of processes).
 
@@ -65,10 +69,55 @@ def load(
         RecordError: the data set is missing or damaged.
         ConfigError: the data set is not what the config wants.
     """
-    records = Records(config.dir, split)
-    return Dataset(
-        records, config, split, modalities, label, sample_rate, seed, process
+    records = open_records(
+        config.dir,
+        split,
+        fps=config.fps,
+        sample_rate=sample_rate,
+        mels=log_mel[1] if log_mel else 0,
+        as_tensorflow=config.resize == "bilinear",
     )
+    sound = _Sound(*log_mel) if log_mel else _Sound(sample_rate)
+    return Dataset(records, config, split, modalities, label, sound, seed, process)
+
+
+def open_records(where, split: str, mels: int = 0, **options):
+    """The records of a split, whatever `where` (`data.dir`) means.
+
+    mels and options: see `data.dmvr.Records`; a prepared data set says the rest itself.
+    """
+    if dmvr.matches(where):
+        return dmvr.Records(where, split, mels=mels, **options)
+    if mels:
+        raise ConfigError(
+            f"{where}: a prepared data set holds waveforms, no log-mels; choose a "
+            "config.spectrogram.preset that computes them, not 'precomputed'."
+        )
+    return Records(where, split)
+
+
+class _Sound(NamedTuple):
+    """What a batch holds as sound: `waveform` or, with `mels`, `spectrogram`."""
+
+    rate: int  # samples, or rows, a second
+    mels: int = 0  # columns of a row
+
+    @property
+    def key(self):
+        return "spectrogram" if self.mels else "waveform"
+
+    def of(self, clip):
+        """The sound of a clip, int16 [s] or float32 [t f]."""
+        return clip.log_mel() if self.mels else clip.waveform()
+
+    def bytes(self, record):
+        return 4 * record.num_values if self.mels else 2 * record.num_samples
+
+    def silence(self, views, length):
+        """Zeros: int16 [v s] or float32 [v t f 1]."""
+        if self.mels:
+            return np.zeros((views, length, self.mels, 1), np.float32)
+        return np.zeros((views, length), np.int16)
 
 
 class Dataset:
@@ -83,9 +132,7 @@ class Dataset:
         checksum: SHA-256 that stands for the data set's content.
     """
 
-    def __init__(
-        self, records, config, split, modalities, label, sample_rate, seed, process
-    ):
+    def __init__(self, records, config, split, modalities, label, sound, seed, process):
         self._where = f"{split} of {config.dir}"
         self._config, self._seed = config, seed
         self._process, self._num_processes = process
@@ -100,9 +147,9 @@ class Dataset:
         self.num_clips = len(self._clips)
         self.missing = self._check_missing(records.index, modalities)
         self._check_labels(records.index, label)
-        self._check_rates(records, modalities, sample_rate)
+        self._check_rates(records, modalities, sound)
         self._reader = _Reader(
-            records, config, modalities, label, len(self.label_names), sample_rate
+            records, config, modalities, label, len(self.label_names), sound
         )
         if config.cache:
             self._open_cache(records)
@@ -195,13 +242,14 @@ class Dataset:
                 "a CSV with a column `label`."
             )
 
-    def _check_rates(self, records, modalities, sample_rate):
+    def _check_rates(self, records, modalities, sound):
         settings = self.info["settings"]
-        if "spectrogram" in modalities and settings["sample_rate"] != sample_rate:
+        wanted = "spectrogram" in modalities and not sound.mels
+        if wanted and settings["sample_rate"] != sound.rate:
             raise ConfigError(
-                f"The sound in {self._where} has {settings['sample_rate']} Hz, but the "
-                f"spectrogram preset wants {sample_rate}; prepare the data set again "
-                f"with `python -m data.prepare … --sample-rate {sample_rate}`."
+                f"The sound in {self._where} has {settings['sample_rate']:g} Hz, but "
+                f"the spectrogram preset wants {sound.rate}; prepare the data set "
+                f"again with `python -m data.prepare … --sample-rate {sound.rate}`."
             )
         fps = settings["fps"]
         if not isinstance(fps, int | float):  # 'source': each record has its own
@@ -236,16 +284,15 @@ class Dataset:
 
 
 class _Kept(NamedTuple):
-    """A record that was decoded whole, with pictures resized; used like `Record`."""
+    """A record that was decoded whole, pictures resized or not; used like `Record`."""
 
     labels: tuple[int, ...]
     has_rgb: bool
     has_audio: bool
     num_frames: int
     fps: float
-    num_samples: int
     pictures: np.ndarray | None  # uint8 [t h w c]
-    sound: np.ndarray | None  # int16 [s]
+    sound: np.ndarray | None  # int16 [s], or float32 [t f]
 
     def frames(self, indices):
         return self.pictures[indices]
@@ -253,12 +300,15 @@ class _Kept(NamedTuple):
     def waveform(self):
         return self.sound
 
+    def log_mel(self):
+        return self.sound
+
 
 class _Reader:
     """Makes rows of a batch from numbers of records, in threads or processes."""
 
-    def __init__(self, records, config, modalities, label, num_classes, sample_rate):
-        self.records, self.config = records, config
+    def __init__(self, records, config, modalities, label, num_classes, sound):
+        self.records, self.config, self.sound = records, config, sound
         self.modalities, self.label = modalities, label
         self.num_classes = num_classes
         # A crop larger than the picture: the picture is enlarged to the crop.
@@ -266,27 +316,26 @@ class _Reader:
         self.want = sampling.Want(
             num_frames=config.num_frames,
             stride=config.stride,
-            num_samples=round(config.audio_seconds * sample_rate),
-            sample_rate=sample_rate,
+            num_samples=round(config.audio_seconds * sound.rate),
+            sample_rate=sound.rate,
             align=config.audio_align,
+            sampling=config.sampling,
         )
         self.kept = None
 
     def train(self, number, rng):
         """A row of random windows (`samples_per_clip` of them), each its own crop."""
-        size, random = self.config.size, self.config.crop == "random"
+        config = self.config
 
-        def starts(clip):
-            windows = range(self.config.samples_per_clip)
-            pairs = [sampling.train_starts(self.want, clip, rng) for _ in windows]
+        def windows(clip):
+            count = range(config.samples_per_clip)
+            pairs = [sampling.train_window(self.want, clip, rng) for _ in count]
             return tuple(zip(*pairs, strict=True))
 
-        def corners(height, width):
-            if random:
-                return [transforms.random_corner(rng, height, width, size)]
-            return [transforms.center_corner(height, width, size)]
+        def boxes(height, width):
+            return [transforms.CROPS[config.crop](rng, height, width, config.size)]
 
-        return self._row(int(number), starts, corners)
+        return self._row(int(number), windows, boxes, stored=self._from_stored)
 
     def evaluate(self, number):
         """A row of `views` × `crops`, crops fastest; nothing is random."""
@@ -294,36 +343,41 @@ class _Reader:
         if number < 0:
             return self._padding(config.views * config.crops)
 
-        def starts(clip):
-            return sampling.view_starts(self.want, clip, config.views)
+        def windows(clip):
+            return sampling.view_windows(self.want, clip, config.views)
 
-        def corners(height, width):
+        def boxes(height, width):
             if config.crops == 3:
-                return transforms.three_corners(height, width, config.size)
-            return [transforms.center_corner(height, width, config.size)]
+                scenic = config.sampling == "dense"  # the other rules are VideoMAE's
+                return transforms.three_boxes(height, width, config.size, up=scenic)
+            return [transforms.center_box(None, height, width, config.size)]
 
-        return self._row(int(number), starts, corners, config.crops)
+        return self._row(int(number), windows, boxes, config.crops)
 
-    def _row(self, number, starts, corners, crops=1):
-        """A row of the batch: `starts` picks windows, `corners` the crops of each."""
+    def _row(self, number, windows, boxes, crops=1, stored=False):
+        """A row of the batch: `windows` picks frames and sound, `boxes` their crops.
+
+        stored: boxes are of the pictures as they are stored, not as resized.
+        """
         clip = self._clip(number)
         rgb = "rgb" in self.modalities and clip.has_rgb
         audio = "spectrogram" in self.modalities and clip.has_audio
-        frames, sounds = starts(
+        sound = self.sound.of(clip) if audio else ()
+        frames, sounds = windows(
             sampling.Length(
                 num_frames=clip.num_frames if rgb else 0,
                 fps=clip.fps,
-                num_samples=clip.num_samples if audio else 0,
+                num_samples=len(sound),
             )
         )
         row = self._padding(len(frames) * crops)
         row |= {"index": np.int64(number), "valid": np.True_}
         if rgb:
-            pictures, where = self._pictures(clip, frames)
-            row["rgb"] = self._crops(pictures, where, corners)
+            pictures, where = self._pictures(clip, frames, stored)
+            row["rgb"] = self._crops(pictures, where, boxes)
             row["has_rgb"] = np.True_
         if audio:
-            row["waveform"] = self._sounds(clip.waveform(), sounds, crops)
+            row[self.sound.key] = self._sounds(sound, sounds, crops)
             row["has_audio"] = np.True_
         if self.label != "none":
             row["label"] = self._label(clip.labels)
@@ -336,41 +390,39 @@ class _Reader:
             shape = (views, config.num_frames, config.size, config.size, 3)
             row |= {"rgb": np.zeros(shape, np.uint8), "has_rgb": np.False_}
         if "spectrogram" in self.modalities:
-            waveform = np.zeros((views, self.want.num_samples), np.int16)
-            row |= {"waveform": waveform, "has_audio": np.False_}
+            silence = self.sound.silence(views, self.want.num_samples)
+            row |= {self.sound.key: silence, "has_audio": np.False_}
         if self.label != "none":
             row["label"] = self._label(())
         return row
 
-    def _pictures(self, clip, starts):
-        """Decoded frames, resized, and where in them each window's are, int [v t].
+    def _pictures(self, clip, windows, stored):
+        """Decoded frames and where in them each window's are, int [v t].
 
         A frame that several windows share is decoded once.
         """
-        want = self.want
-        windows = [
-            sampling.looped(clip.num_frames, start, want.num_frames, want.stride)
-            for start in starts
-        ]
         needed, where = np.unique(windows, return_inverse=True)
-        pictures = self._resize(clip.frames(needed))
-        return pictures, where.reshape(len(windows), want.num_frames)
+        pictures = clip.frames(needed)
+        if not stored:
+            pictures = self._resize(pictures)
+        return pictures, where.reshape(len(windows), self.want.num_frames)
 
-    def _crops(self, pictures, where, corners):
-        """uint8 [v t h w c], crops fastest; `corners` is asked once per window."""
-        return np.stack(
-            [
-                transforms.crop(pictures, corner, self.config.size)[window]
-                for window in where
-                for corner in corners(*pictures.shape[1:3])
-            ]
-        )
+    def _crops(self, pictures, where, boxes):
+        """uint8 [v t h w c], crops fastest; `boxes` is asked once per window."""
+        size, method, crops = self.config.size, self.config.resize, []
+        for window in where:
+            first = window.min()
+            frames = pictures[first : window.max() + 1]
+            for box in boxes(*pictures.shape[1:3]):
+                crops.append(transforms.crop(frames, box, size, method)[window - first])
+        return np.stack(crops)
 
-    def _sounds(self, waveform, starts, crops):
-        """int16 [v s]; the crops of one view hear the same."""
-        length = self.want.num_samples
-        windows = [sampling.cut(waveform, start, length) for start in starts]
-        return np.repeat(np.stack(windows), crops, axis=0)
+    def _sounds(self, sound, starts, crops):
+        """[v s] or [v t f 1]; the crops of one view hear the same."""
+        length, views = self.want.num_samples, len(starts) * crops
+        windows = [sampling.cut(sound, start, length) for start in starts]
+        windows = np.repeat(np.stack(windows), crops, axis=0)
+        return windows.reshape(self.sound.silence(views, length).shape)
 
     def _label(self, labels):
         if self.label == "class":
@@ -382,14 +434,21 @@ class _Reader:
     def _resize(self, frames):
         return transforms.resize(frames, self.short_side, self.config.resize)
 
+    @property
+    def _from_stored(self):
+        """Whether training crops pictures as they are stored, not as resized."""
+        return self.config.crop in transforms.FROM_STORED
+
     def open_cache(self, num_bytes):
         self.kept, self.room, self.lock = {}, num_bytes, threading.Lock()
 
     def frame_bytes(self, record):
-        """Bytes of one picture of the record once it is resized."""
+        """Bytes of one picture of the record as it is kept."""
         if not record.has_rgb:
             return 0
-        shape = transforms.resized_shape(record.height, record.width, self.short_side)
+        shape = record.height, record.width
+        if not self._from_stored:
+            shape = transforms.resized_shape(*shape, self.short_side)
         return 3 * shape[0] * shape[1]
 
     def _clip(self, number):
@@ -402,16 +461,18 @@ class _Reader:
         rgb = "rgb" in self.modalities and record.has_rgb
         audio = "spectrogram" in self.modalities and record.has_audio
         size = rgb * self.frame_bytes(record) * record.num_frames
-        size += audio * 2 * record.num_samples
+        size += self.sound.bytes(record) if audio else 0
         with self.lock:  # two threads may decode the same clip: harmless, counted twice
             if size > self.room:
                 return record
             self.room -= size
+        pictures = record.frames(range(record.num_frames)) if rgb else None
+        if rgb and not self._from_stored:
+            pictures = self._resize(pictures)
         self.kept[number] = kept = _Kept(
             *(record.labels, record.has_rgb, record.has_audio),
-            *(record.num_frames, record.fps, record.num_samples),
-            self._resize(record.frames(range(record.num_frames))) if rgb else None,
-            record.waveform() if audio else None,
+            *(record.num_frames, record.fps, pictures),
+            self.sound.of(record) if audio else None,
         )
         return kept
 
@@ -447,7 +508,7 @@ def _check_choices(config, modalities, label):
 def _checksum(info):
     """SHA-256 over the sorted checksums of the shards."""
     files = info["checksums"].items()
-    shards = sorted(entry["sha256"] for name, entry in files if ".array_record" in name)
+    shards = sorted(entry["sha256"] for name, entry in files if ".json" not in name)
     return hashlib.sha256("".join(shards).encode()).hexdigest()
 
 

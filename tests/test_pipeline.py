@@ -25,6 +25,7 @@ CONFIG = dict(
     fps=25.0,
     num_frames=4,
     stride=2,
+    sampling="dense",
     size=8,
     short_side=8,
     crop="random",
@@ -346,6 +347,7 @@ def test_cache_is_bounded(load, monkeypatch, caplog):
     ("config", "words"),
     [
         (dict(crop="middle"), "crop='middle' is none of"),
+        (dict(sampling="sparse"), "sampling='sparse' is none of"),
         (dict(resize="cubic"), "resize='cubic' is none of"),
         (dict(audio_align="left"), "audio_align='left' is none of"),
         (dict(crops=2), "crops=2 is none of"),

@@ -42,9 +42,7 @@ def _shape(config, modality: str) -> tuple[int, ...]:
     """Sizes of one clip's input: (frames, h, w), or (100 rows a second, mels)."""
     if modality == "rgb":
         return (config.data.num_frames, config.data.size, config.data.size)
-    preset = choose(
-        "spectrogram.preset", config.spectrogram.preset, spectrogram.PRESETS
-    )
+    preset = spectrogram.preset_of(config.spectrogram)
     samples = round(config.data.audio_seconds * preset.sample_rate)
     return (samples // preset.hop, preset.mels)
 
@@ -96,10 +94,13 @@ def make(config, missing: bool) -> Callable:
             mean, std = config.picture.mean, config.picture.std
             flip = config.augment.flip
             return augment.prepare_rgb(x, mean, std, flip=flip, rng=rng, train=train)
-        sound = batch["waveform"]
-        sound = sound.reshape(-1, sound.shape[-1])  # (b v) s
-        x = spectrogram.log_mel(sound, config.spectrogram.preset)
         sound = config.spectrogram
+        if sound.preset == "precomputed":
+            x = batch["spectrogram"]
+            x = x.reshape((-1,) + x.shape[2:])  # (b v) t f 1
+        else:
+            x = batch["waveform"]
+            x = spectrogram.log_mel(x.reshape(-1, x.shape[-1]), sound.preset)
         return augment.prepare_spectrogram(x, sound.normalise, sound.mean, sound.std)
 
     def prepare(batch: dict, rng, train: bool, mixes: Mapping | None = None):

@@ -44,7 +44,9 @@ TRAINERS = {"pretrain": pretrain, "finetune": finetune}
 def load_data(config) -> dict[str, pipeline.Dataset]:
     """The splits that the config names; fills in statistics it asks of the data set."""
     sound = config.spectrogram
-    preset = choose("spectrogram.preset", sound.preset, spectrogram.PRESETS)
+    preset, log_mel = spectrogram.preset_of(sound), None
+    if isinstance(preset, spectrogram.Precomputed):
+        log_mel = preset.rows, preset.mels
     label = "none"
     if config.trainer == "finetune":
         label = choose("objective.kind", config.objective.kind, finetune.LABELS)
@@ -57,6 +59,7 @@ def load_data(config) -> dict[str, pipeline.Dataset]:
         modalities=tuple(config.modalities),
         label=label,
         sample_rate=preset.sample_rate,
+        log_mel=log_mel,
         seed=config.seed,
         process=(jax.process_index(), jax.process_count()),
     )

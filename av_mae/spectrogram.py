@@ -20,6 +20,9 @@ mean=-4.2677393, std=9.1379948 (twice the deviation 4.5689974), CAV-MAE by mean=
 std=4.4849. Theirs ends with the last whole window and pads with zeros; here the
 waveform is padded, so that there are 100 rows a second.
 
+`precomputed` stands for log-mels that the records hold (Scenic's TFRecords): nothing is
+computed here, and what needs the sound itself is refused.
+
 `mfcc` is the front end of AV-MaskEnhancer: 13 cepstral coefficients a row, see there.
 
 `scenic` is whichever of these `python -m av_mae.convert --frontend` found on this
@@ -36,6 +39,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int16
+
+from av_mae import ConfigError, choose
 
 
 class Preset(NamedTuple):
@@ -78,6 +83,19 @@ class Cepstra(NamedTuple):
     emphasis: float = 0.97
 
 
+class Precomputed(NamedTuple):
+    """Log-mels from the records: Scenic's, 100 rows a second."""
+
+    sample_rate: int = 16000
+    hop: int = 160
+    mels: int = 128
+
+    @property
+    def rows(self) -> int:
+        """Rows a second."""
+        return self.sample_rate // self.hop
+
+
 PRESETS = {
     "mbt": Preset(16000, 400, 160, 1024, 128, 20.0, 8000.0, 1e-6),
     "kaldi": Kaldi(),
@@ -111,6 +129,23 @@ def found_presets() -> dict:
 
 
 PRESETS |= found_presets()
+
+
+def preset_of(sound):
+    """The front end that `config.spectrogram` names, `precomputed` among them.
+
+    Raises ConfigError for a name that is none, and where what is to be measured on
+    sound is asked of log-mels.
+    """
+    known = PRESETS | {"precomputed": Precomputed()}
+    preset = choose("spectrogram.preset", sound.preset, known)
+    if isinstance(preset, Precomputed) and sound.normalise == "dataset":
+        raise ConfigError(
+            "spectrogram.normalise is 'dataset', which is measured on the sound, but "
+            "spectrogram.preset is 'precomputed': set 'none', or 'fixed' with mean and "
+            "std (Scenic's are 1.102 and 2.762)."
+        )
+    return preset
 
 
 def log_mel(

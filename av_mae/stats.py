@@ -15,6 +15,7 @@ import numpy as np
 
 from av_mae import UserError, commandline, spectrogram
 from data import DataError, RecordError
+from data.pipeline import open_records
 from data.records import Records, read_info, write_json
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ EDGE = 2  # rows at either end of a window that see the padding
 
 def sound(directory: Path | str, preset: str = "mbt", split: str = "train"):
     """(mean, deviation) of the log-mels of `split`: as stored, else measured now."""
-    records = Records(directory, split)
+    records = open_records(directory, split)
     stored = records.info["statistics"].get(_key(preset))
     if stored is None:
         stored = measure(records, preset)
@@ -74,6 +75,9 @@ def measure(records: Records, preset: str) -> dict[str, float]:
 
 def store(records: Records, preset: str, numbers: dict[str, float]):
     """Writes the numbers into dataset.json, where the folder can be written."""
+    if not (records.folder / "dataset.json").is_file():
+        log.warning("statistics cannot be stored in %s: TFRecords", records.folder)
+        return
     if jax.process_index() != 0:
         return
     info = read_info(records.folder)
@@ -90,13 +94,13 @@ def main(argv=None):
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("directory", help="a prepared data set")
+    parser.add_argument("directory", help="a prepared data set, or TFRecords")
     parser.add_argument("--split", default="train")
     parser.add_argument("--preset", default="mbt", choices=sorted(spectrogram.PRESETS))
     options = parser.parse_args(argv)
     commandline.quiet_libraries()
     try:
-        records = Records(options.directory, options.split)
+        records = open_records(options.directory, options.split)
         numbers = measure(records, options.preset)
         store(records, options.preset, numbers)
     except (UserError, DataError) as error:

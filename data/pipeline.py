@@ -69,6 +69,7 @@ def load(
         RecordError: the data set is missing or damaged.
         ConfigError: the data set is not what the config wants.
     """
+    log_mel = log_mel if "spectrogram" in modalities else None
     records = open_records(
         config.dir,
         split,

@@ -106,6 +106,24 @@ def test_sound_is_the_normalised_log_mel():
         np.testing.assert_allclose(back, (rows - mean) / std, rtol=1e-5, atol=1e-5)
 
 
+def test_precomputed_log_mels_are_taken_as_they_are():
+    settings, batch = small(), batch_of(v=2)
+    del batch["waveform"]
+    rows = np.random.default_rng(0).normal(size=(3, 2, 32, 128, 1)).astype(np.float32)
+    batch["spectrogram"] = jnp.asarray(rows)
+    settings.spectrogram.update(
+        preset="precomputed", normalise="fixed", mean=1.5, std=2.0
+    )
+    assert inputs.layouts(settings)["spectrogram"].grid == (4, 16)
+    patches = inputs.make(settings, False)(batch, KEY, False)[0]["spectrogram"]
+    back = tokens.unpatchify(patches, (4, 16), (8, 8))
+    wanted = (rows.reshape(6, 32, 128, 1) - 1.5) / 2
+    np.testing.assert_allclose(back, wanted, rtol=1e-6, atol=1e-6)
+    settings.spectrogram.normalise = "dataset"
+    with pytest.raises(ConfigError, match="'dataset', which is measured on the sound"):
+        inputs.layouts(settings)
+
+
 def test_views_are_rows_in_clip_order():
     settings, batch = small(), batch_of(v=2)
     prepare = quick(lambda batch: inputs.make(settings, True)(batch, KEY, False))

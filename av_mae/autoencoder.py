@@ -148,8 +148,9 @@ class Embeddings(nn.Module):
     """Flat patches to tokens with positions, one linear map for each modality.
 
     Scenic's further options: `modality_embeddings` adds a learned vector to all tokens
-    of a modality; `cls_token` puts a learned token, without position, before them.
-    `grids` are those of the modalities, where the positions ask for their axes.
+    of a modality; `cls_token` puts a learned token before them, without position but
+    for the positions `sinusoidal_cls`. `grids` are those of the modalities, where the
+    positions ask for their axes.
     """
 
     width: int
@@ -174,6 +175,8 @@ class Embeddings(nn.Module):
                 x = x + vector.astype(x.dtype)
             if self.cls_token:
                 token = self.param(f"cls_{m}", zeros, (1, 1, self.width))
+                if self.positions == "sinusoidal_cls":
+                    token = token + tokens.sinusoid(1, self.width)
                 token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.width))
                 x = jnp.concatenate([token, x], axis=1)
             encoded[m] = x
@@ -182,7 +185,7 @@ class Embeddings(nn.Module):
 
 def _grid(positions: str, grids: Grids | None, m: str, n: int) -> tuple[int, ...]:
     """The grid for these positions: (n,) where its axes do not matter."""
-    if positions in ("sinusoidal", "learned") or grids is None:
+    if positions in ("sinusoidal", "sinusoidal_cls", "learned") or grids is None:
         return (n,)
     return tuple(grids[m])
 

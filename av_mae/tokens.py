@@ -88,6 +88,11 @@ def _sinusoidal(module: nn.Module, grid: Grid, d: int) -> Array:
     return jnp.asarray(sinusoid(math.prod(grid), d))
 
 
+def _sinusoidal_cls(module: nn.Module, grid: Grid, d: int) -> Array:
+    """Place 0 is that of the CLS token, and the patches follow."""
+    return jnp.asarray(sinusoid(math.prod(grid) + 1, d)[1:])
+
+
 def _learned(module: nn.Module, grid: Grid, d: int) -> Array:
     """A parameter, from normal(0.02) as Scenic's `learned_1d`."""
     shape = (math.prod(grid), d)
@@ -124,9 +129,11 @@ def _check(kind: str, good: bool, needs: str):
         )
 
 
-# Scenic's models of one modality have the last three; the others serve every model.
+# Scenic's models of one modality have the last three, its MBT with CLS tokens
+# `sinusoidal_cls`; the others serve every model.
 POSITIONS = {
     "sinusoidal": _sinusoidal,
+    "sinusoidal_cls": _sinusoidal_cls,
     "learned": _learned,
     "sinusoidal_2d": _sinusoidal_2d,
     "sinusoidal_3d": _sinusoidal_3d,

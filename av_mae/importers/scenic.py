@@ -478,6 +478,8 @@ class _Finetuned(_Source):
         }
         if self.has("cls"):
             found["model.pool"] = "token"
+            if self.head == _HEAD:  # MBT gives its CLS tokens a position too
+                found["model.positions"] = "sinusoidal_cls"
         if self.meet:
             found["model.share_encoder"] = not any(self.suffixes.values())
             found["model.fusion"] = "bottleneck" if self.has("bottleneck") else "cross"

@@ -42,28 +42,24 @@ def draw(
     alone are cut; sound is blended by the share of the area (timm's Mixup in mode
     "batch"; Scenic's mixup_modalities).
     """
-    keys = jax.random.split(rng, len(modalities))
-    own = augment.mix_per_modality
-    found = {}
-    for key, m in zip(keys, modalities, strict=True):
-        mix = _draw(key if own else keys[0], augment, size)
-        found[m] = mix if m == "rgb" else mix._replace(cut=jnp.zeros_like(mix.cut))
-    return found
-
-
-def _draw(rng: PRNGKeyArray, augment, size: tuple[int, int]) -> Mix:
+    count = len(modalities) if augment.mix_per_modality else 1
     mixed, switch, share_key, box_key = jax.random.split(rng, 4)
     both = augment.mixup > 0 and augment.cutmix > 0
     switch_at = augment.mix_switch if both else float(augment.cutmix > 0)
-    cut = jax.random.bernoulli(switch, switch_at)
+    cut = jax.random.bernoulli(switch, switch_at, (count,))
     alpha = jnp.where(cut, augment.cutmix, augment.mixup)
     share = jax.random.beta(share_key, alpha, alpha)
-    is_mixed = jax.random.bernoulli(mixed, augment.mix_probability)
+    is_mixed = jax.random.bernoulli(mixed, augment.mix_probability, (count,))
     share = jnp.where(is_mixed, share, 1.0)
-    box = draw_box(box_key, share, size)
-    top, bottom, left, right = box
-    area = (bottom - top) * (right - left) / (size[0] * size[1])
-    return Mix(jnp.where(cut, 1.0 - area, share), cut, box)
+    found = {}
+    for i, m in enumerate(modalities):
+        i = i % count
+        box = draw_box(jax.random.fold_in(box_key, i), share[i], size)
+        top, bottom, left, right = box
+        area = (bottom - top) * (right - left) / (size[0] * size[1])
+        own = jnp.where(cut[i], 1.0 - area, share[i])
+        found[m] = Mix(own, cut[i] & (m == "rgb"), box)
+    return found
 
 
 def draw_box(

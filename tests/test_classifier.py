@@ -1,12 +1,15 @@
 """The classifier against the published numbers, and what pretraining hands over."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 import scenic
+import scenic_finetune
 from scenic import quick
 from synthetic import config
 
@@ -27,19 +30,16 @@ ENTROPY = {
     "multiclass": losses.softmax_cross_entropy,
     "multilabel": losses.sigmoid_cross_entropy,
 }
-# Of the published choices, those that belong to this model so far.
-MODEL = dict(classifier="gap", share_encoder=False, representation_size=None)
-NOT = ("use_modality_tokens", "return_prelogits", "return_preclassifier")
+close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 
 
-def is_ours(case) -> bool:
-    model = case["model"]
-    return (
-        all(model[name] == value for name, value in MODEL.items())
-        and not any(model.get(name) for name in NOT)
-        and model["test_with_bottlenecks"]
-        and (model["use_bottleneck"] or len(case["inputs"]) == 1)
-    )
+def worst(found, wanted) -> float:
+    """The largest difference, after a comparison to 1e-5."""
+    close(found, wanted)
+    return float(np.abs(np.asarray(found) - wanted).max())
+
+
+# The stored cases of MBT, all of them.
 
 
 @functools.cache
@@ -47,81 +47,94 @@ def stored_cases():
     if not scenic.SCENIC.is_dir():
         return {}
     cases = scenic.meta("finetune/meta.json")["cases"]
-    present = scenic.cases("finetune", "*.npz")
-    return {name: cases[name] for name in present if is_ours(cases[name])}
-
-
-@functools.cache
-def stored_model(modalities, fusion_layer=2, bottlenecks=4):
-    """(config, shapes of the params, compiled (params, patches) → logits twice)."""
-    settings = scenic.settings(
-        "audioset/finetune",
-        modalities,
-        fusion_layer=fusion_layer,
-        bottlenecks=bottlenecks,
-        drop_path=0.0,
-    )
-    settings.data.audio_seconds = 0.4
-    model = classifier.build(settings, classes=11)
-    abstract = jax.eval_shape(lambda: finetune.init(settings, model, jax.random.key(0)))
-
-    def logits(params, patches):
-        apply = functools.partial(model.apply, {"params": params}, patches, None)
-        return apply(True), classifier.combine(apply(False))
-
-    return settings, abstract, quick(logits)
-
-
-def stored_patches(settings):
-    clips = scenic.arrays("finetune/inputs.npz")
-    clips = {m: clips[f"input/{m}"] for m in settings.modalities}
-    return scenic.patches(clips, settings)
+    return {name: cases[name] for name in scenic.cases("finetune", "*.npz")}
 
 
 @scenic.needed
 def test_no_stored_case_is_missing():
-    assert len(stored_cases()) >= 12
+    assert len(stored_cases()) >= 25
+
+
+def labels_of(case):
+    """{rgb, spectrogram, all: the labels stored for the case's objective}."""
+    kind = "multilabel" if "multilabel" in case["model_name"] else "multiclass"
+    stored = scenic.arrays("finetune/inputs.npz")
+    names = (*stored_modalities(case), "all")
+    return kind, {m: jnp.asarray(stored[f"label_{kind}/{m}"]) for m in names}
+
+
+stored_modalities = scenic_finetune.modalities_of
 
 
 @scenic.needed
 @pytest.mark.parametrize("name", stored_cases())
 def test_logits_and_losses_are_the_published_ones(name):
     case, stored = stored_cases()[name], scenic.arrays(f"finetune/cases/{name}.npz")
-    modalities = tuple(sorted(case["inputs"]))
-    model = case["model"]
-    settings, abstract, logits = stored_model(
-        modalities, model["fusion_layer"], model["n_bottlenecks"]
-    )
-    pool = scenic.arrays("finetune/params_pool.npz")
-    if model["n_bottlenecks"] == 1:
-        pool = pool | scenic.arrays("finetune/params_n_bottlenecks_1_diff.npz")
-    places = scenic.classifier_places(model["modality_fusion"])
+    settings = scenic_finetune.settings_of(case)
+    abstract, run = scenic_finetune.compiled(settings, case)
+    places, pool = scenic_finetune.places(case), scenic_finetune.pool_of(case)
+    if len(case["inputs"]) == 1:
+        pool = {"bottleneck": None} | pool  # ours has none where nothing meets
     params = scenic.read(abstract, pool, places)
     with jax.default_matmul_precision("highest"):
-        train, test = logits(params, stored_patches(settings))
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
-    close(test, stored["logits_eval"])
-    for m in modalities:
-        close(train[m], stored[f"logits_train/{m}"])
-    objective = "multiclass" if case["model_name"][:5] != "mbt_m" else "multilabel"
-    labels = scenic.arrays("finetune/inputs.npz")
-    label = lambda m: jnp.asarray(labels[f"label_{objective}/{m}"])
+        train, test = run(params, scenic_finetune.inputs_of(settings))
+    # What the case returns: tokens, features or logits.
+    place = 0 if case["model"].get("return_preclassifier") else 2
+    place = 1 if case["model"].get("return_prelogits") else place
+    outputs = [
+        worst(train[place][m], stored[f"logits_train/{m}"])
+        for m in stored_modalities(case)
+    ]
+    if place < 2:
+        for m in stored_modalities(case):
+            outputs.append(worst(test[place][m], stored[f"logits_eval/{m}"]))
+        parity.record("Scenic finetuning", name, outputs=max(outputs))
+        return
+    logits = classifier.combine(test[2])
+    outputs.append(worst(logits, stored["logits_eval"]))
+    loss = stored_losses(case, stored, train[2], logits)
+    parity.record("Scenic finetuning", name, outputs=max(outputs), loss=loss)
+
+
+def stored_losses(case, stored, train, logits) -> float:
+    """The worst relative difference of the case's losses, with and without smoothing,
+    over both clips and over the first."""
+    (kind, labels), found = labels_of(case), []
     for smoothing in (0.0, 0.3):
         for rows, valid in (("nomask", None), ("mask10", jnp.array([True, False]))):
             tail = f"ls{smoothing or None}/{rows}"
-            entropy = lambda x, m, s=smoothing, v=valid: ENTROPY[objective](
-                x, label(m), s, v
-            )
-            close(entropy(test, "all"), stored[f"loss/eval_array/{tail}"])
-            each = [entropy(train[m], m) for m in modalities]
-            close(np.mean(each), stored[f"loss/train_dict/{tail}"])
+            entropy = functools.partial(ENTROPY[kind], smoothing=smoothing, valid=valid)
+            each = [entropy(train[m], labels[m]) for m in stored_modalities(case)]
+            for ours, theirs in (
+                (entropy(logits, labels["all"]), stored[f"loss/eval_array/{tail}"]),
+                (np.mean(each), stored[f"loss/train_dict/{tail}"]),
+            ):
+                close(ours, theirs)
+                found.append(abs(float(ours) / float(theirs) - 1))
+    return max(found)
+
+
+@functools.cache
+def stored_model(modalities, share_encoder=False):
+    """(config, shapes of the params, compiled (params, patches) → logits twice)."""
+    case = stored_cases()["variant__fusion_layer_0"]
+    model = case["model"] | {
+        "fusion_layer": 2,
+        "share_encoder": share_encoder,
+        "modality_fusion": modalities,
+    }
+    case = case | {"inputs": modalities, "model": model}
+    settings = scenic_finetune.settings_of(case)
+    abstract, run = scenic_finetune.compiled(settings, case)
+    logits = lambda params, x: classifier.combine(run(params, x)[1][2])
+    return settings, abstract, logits, scenic_finetune.places(case)
 
 
 # Starting from a pretrained model.
 
 
 def pretrained(strategy, modalities):
-    """(config.model, tree, places) of a stored pretraining model."""
+    """(config, tree, places) of a stored pretraining model."""
     settings = scenic.settings(
         "audioset/pretrain", modalities, fusion=scenic.ENCODERS[strategy]
     )
@@ -129,50 +142,94 @@ def pretrained(strategy, modalities):
     abstract = jax.eval_shape(lambda: pretrain.init(settings, model, jax.random.key(0)))
     places = scenic.places(strategy, "same_decoder", modalities)
     pool = scenic.arrays("pretrain/params_pool.npz")
-    return settings.model, scenic.read(abstract, pool, places), places
+    return settings, scenic.read(abstract, pool, places), places
 
 
-def started(strategy, source_modalities, modalities):
-    """(config, params after init_from, report, places of source and target)."""
-    settings, abstract, logits = stored_model(modalities)
-    places = scenic.classifier_places(modalities)
-    first = scenic.read(abstract, scenic.arrays("finetune/params_pool.npz"), places)
-    model, values, source_places = pretrained(strategy, source_modalities)
-    fresh, unused = classifier.expected_gaps(model, settings.model, modalities)
-    params, report = init_from(
+def handed_over(first, values, theirs, settings):
+    """What a finetuning run does with the first params and a source."""
+    fresh, unused = classifier.expected_gaps(theirs, settings)
+    return init_from(
         first,
         values,
-        renames=classifier.sources(model, settings.model),
+        renames=classifier.sources(theirs, settings),
+        adapt=classifier.ADAPT,
         allow_fresh=fresh,
         allow_unused=unused,
     )
+
+
+def started(strategy, source_modalities, modalities, share_encoder=False):
+    """(config, params after init_from, report, logits, places of source and target)."""
+    settings, abstract, logits, places = stored_model(modalities, share_encoder)
+    first = scenic.read(abstract, scenic.arrays("finetune/params_pool.npz"), places)
+    theirs, values, source_places = pretrained(strategy, source_modalities)
+    params, report = handed_over(first, values, theirs, settings)
     return settings, params, report, logits, (source_places, places)
 
 
 SUBSETS = [BOTH, ("rgb",), ("spectrogram",)]
 
 
+def stored_mappings() -> dict[str, tuple]:
+    """{key: (source's modalities, strategy, modalities, share)} of what is intended."""
+    if not scenic.SCENIC.is_dir():
+        return {}
+    found = {}
+    for key in scenic.meta("init_from_mae/mapping.json"):
+        match = re.fullmatch(
+            r"(?:pretrained_|inflated_)(\w+|rgb\+spectrogram)__(\w+)__to__"
+            r"([\w+]+)__(share|noshare)__fixed_embedding_name",
+            key,
+        )
+        if match:
+            source, strategy, target, share = match.groups()
+            # A target whose sound has three channels takes the same parameters.
+            source = source.replace("spectrogram_3ch", "rgb+spectrogram")
+            found[key] = (
+                tuple(source.split("+")),
+                strategy,
+                tuple(target.split("+")),
+                share == "share",
+            )
+    return found
+
+
 @scenic.needed
-@pytest.mark.parametrize("modalities", SUBSETS, ids="+".join)
-@pytest.mark.parametrize("strategy", scenic.ENCODERS)
-def test_init_from_maps_what_the_published_code_maps(strategy, modalities):
-    settings, params, report, logits, (theirs, ours) = started(
-        strategy, BOTH, modalities
-    )
-    key = (
-        f"pretrained_rgb+spectrogram__{strategy}__to__{'+'.join(modalities)}"
-        "__noshare__fixed_embedding_name"
-    )
-    wanted = dict(scenic.meta("init_from_mae/mapping.json")[key]["mapping"])
+def test_no_stored_mapping_is_missing():
+    assert len(stored_mappings()) >= 34
+
+
+@scenic.needed
+@pytest.mark.parametrize("key", stored_mappings())
+def test_init_from_maps_what_the_published_code_maps(key):
+    """Where that raises (one modality, separate encoders), ours maps as from both."""
+    source, strategy, modalities, share = stored_mappings()[key]
+    stored = scenic.meta("init_from_mae/mapping.json")
+    _, _, report, _, (theirs, ours) = started(strategy, source, modalities, share)
+    wanted = stored[key]
+    if "error" in wanted:
+        wanted = stored[key.replace(f"_{source[0]}__", "_rgb+spectrogram__", 1)]
+    wanted = dict(wanted["mapping"])
     if len(modalities) == 1:
         # The published model has bottleneck tokens even if nothing meets in them.
         assert wanted.pop("bottleneck") is None
     assert mapping(report, theirs, ours) == wanted
+    parity.record("Scenic init_from", key)
+
+
+@scenic.needed
+@pytest.mark.parametrize("modalities", SUBSETS, ids="+".join)
+@pytest.mark.parametrize("strategy", scenic.ENCODERS)
+def test_logits_after_init_from_are_the_published_ones(strategy, modalities):
     stored = scenic.arrays("init_from_mae/logits_after_init.npz")
     wanted = stored[f"{strategy}/{'+'.join(modalities)}/fixed/logits_eval"]
-    with jax.default_matmul_precision("highest"):
-        found = logits(params, stored_patches(settings))[1]
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    for source in {BOTH, modalities}:
+        settings, params, _, logits, _ = started(strategy, source, modalities)
+        with jax.default_matmul_precision("highest"):
+            found = logits(params, scenic_finetune.inputs_of(settings))
+        error = worst(found, wanted)
+    case = f"{strategy} to {'+'.join(modalities)}"
+    parity.record("Scenic init_from", case, outputs=error)
 
 
 def mapping(report, theirs, ours) -> dict:
@@ -184,16 +241,6 @@ def mapping(report, theirs, ours) -> dict:
         sources = [None] * len(targets) if fresh else scenic.names(row.source, theirs)
         found |= dict(zip(targets, sources, strict=True))
     return found
-
-
-@scenic.needed
-@pytest.mark.parametrize("modalities", SUBSETS[1:], ids="+".join)
-@pytest.mark.parametrize("strategy", scenic.ENCODERS)
-def test_init_from_one_modality_maps_what_both_would(strategy, modalities):
-    """Where the published code raises (its separate encoders), ours works too."""
-    _, _, report, _, places = started(strategy, modalities, modalities)
-    _, _, wanted, _, both = started(strategy, BOTH, modalities)
-    assert mapping(report, *places) == mapping(wanted, *both)
 
 
 # Small models of our own, from the shipped config.

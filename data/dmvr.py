@@ -28,6 +28,7 @@ beside the shards: those are often read-only or shared, and match patterns. It h
 a file of this path, size and time; hosts that share a cache share it.
 """
 
+import contextlib
 import glob
 import hashlib
 import io
@@ -134,9 +135,9 @@ def _read(file, path: Path, offset: int) -> bytes:
     if masked_crc(header[:8]) != checksum:
         packed = "; it looks compressed, unpack it" if header[:2] == b"\x1f\x8b" else ""
         raise _damaged(path, offset, f"its length has a wrong checksum{packed}")
-    payload, footer = file.read(length), file.read(FOOTER)
-    if len(footer) < FOOTER:
+    if offset + HEADER + length + FOOTER > os.fstat(file.fileno()).st_size:
         raise _damaged(path, offset, "the file ends in it")
+    payload, footer = file.read(length), file.read(FOOTER)
     if masked_crc(payload) != struct.unpack("<I", footer)[0]:
         raise _damaged(path, offset, "its data have a wrong checksum")
     return payload
@@ -265,7 +266,7 @@ class Record:
     def waveform(self) -> np.ndarray:
         """The whole sound, int16 [s]; empty without; RecordError if it is damaged."""
         sound = _floats(self._lists[SOUND])
-        if np.mean(~(np.abs(sound) < LOUD)) > 0.01:  # NaN too
+        if (~(np.abs(sound) < LOUD)).sum() > sound.size / 100:  # NaN too
             # DMVR's own converter takes 32-bit integers' bits for floats'.
             return (sound.view(np.int32) >> 16).astype(np.int16)
         if not np.isfinite(sound).all():
@@ -422,12 +423,11 @@ def _listing(path: Path) -> Listing:
     state = path.stat()
     key = f"{FORMAT} {path.resolve()} {state.st_size} {state.st_mtime_ns}"
     kept = _cache() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    try:
+    with contextlib.suppress(OSError, ValueError, TypeError):
         entries, names = json.loads(kept.read_text())
         entries = [Entry(*entry)._replace(labels=tuple(entry[1])) for entry in entries]
         return Listing(entries, {int(label): name for label, name in names.items()})
-    except (OSError, ValueError, TypeError):
-        listing = _list(path)
+    listing = _list(path)
     temporary = kept.with_suffix(f".{os.getpid()}.tmp")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)

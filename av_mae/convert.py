@@ -18,7 +18,6 @@ import ast
 import functools
 import json
 import logging
-import sys
 from pathlib import Path
 
 import jax
@@ -32,6 +31,7 @@ from av_mae import (
     classifier,
     commandline,
     finetune,
+    frontend,
     importers,
     loop,
     optim,
@@ -144,10 +144,17 @@ def main(argv=None):
     )
     parser.add_argument("source", nargs="?", help="the published file or folder")
     parser.add_argument("--out", help="the workdir to write")
+    parser.add_argument("--frontend", help="a SavedModel to compare presets with")
+    parser.add_argument(
+        "--trust", action="store_true", help="run the SavedModel, which is a program"
+    )
     given, rest = parser.parse_known_args(argv)
     commandline.quiet_libraries()
     try:
         options = options_of(rest)
+        if given.frontend:
+            print(compare_frontend(given.frontend, given.trust))
+            return
         if not (given.source and given.out):
             raise UserError("give a published file and --out, the workdir to write.")
         found = convert(given.source, given.out, **options)
@@ -158,5 +165,21 @@ def main(argv=None):
     print(f"written: {given.out}, step 0")
 
 
+def compare_frontend(directory: str, trust: bool) -> str:
+    """The error of each preset against a SavedModel; keeps one that agrees."""
+    if not trust:
+        raise UserError(
+            f"a SavedModel is a program, and --frontend would run the one in "
+            f"{directory}: add --trust if you know where it comes from."
+        )
+    errors = frontend.compare(directory)
+    path = frontend.store(errors, directory)
+    if path is None:
+        end = "no preset is the same: there is no preset `scenic` on this machine yet."
+    else:
+        end = f"preset `scenic` is now {errors[0].preset} on this machine ({path})."
+    return f"{frontend.text(errors)}\n{end}"
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -225,6 +225,7 @@ def pretraining_cases() -> dict[str, tuple[dict, dict, dict]]:
             "decoder.kind": kind,
             "decoder.bias": "projection_bias" not in case,
             "norm": config["normalise_encoder_output"],
+            "decoder.norm": config["normalise_encoder_output"],
             "modality_embeddings": config["use_modality_tokens"],
             "positions": learned if "encoder" in case else "sinusoidal",
             "decoder.positions": learned if "decoder" in case else "sinusoidal",
@@ -261,7 +262,8 @@ def finetuning_cases() -> dict[str, tuple[dict, dict, dict]]:
             "classes": 11,
         }
         if both and meet:
-            expected["bottlenecks"] = config["n_bottlenecks"]
+            # Scenic keeps one more where there are CLS tokens.
+            expected["bottlenecks"] = config["n_bottlenecks"] + expected["cls_token"]
         options = {"model.fusion_layer": config["fusion_layer"]}
         stored = {n: pool[n] for n in told["param_names"]}
         found[case] = (stored, expected, options)

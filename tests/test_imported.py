@@ -11,12 +11,12 @@ NAMES = sorted(p.relative_to(CONFIGS).as_posix()[:-3] for p in CONFIGS.glob("*/*
 
 
 def fields(tree, path="") -> dict[str, type]:
-    """{full name of a field: its type}, the optimiser's own fields left out."""
+    """{full name of a field: its type}; what an optimiser or one system has is out."""
     found = {}
     for key, value in tree.items():
         if hasattr(value, "items"):
             found |= fields(value, f"{path}{key}.")
-        elif not path.startswith("optimizer"):
+        elif not path.startswith(("optimizer.", "model.sound.")):
             found[path + key] = type(value)
     return found
 

@@ -143,8 +143,8 @@ def _as_ours(target: str, values: list[np.ndarray]) -> tuple[np.ndarray, str]:
     if target.startswith("embed/") and target.endswith("kernel"):
         value = value.reshape(-1, value.shape[-1])
         notes.append("patch flattened")
-    if target.endswith("/embedding"):
-        value = value.reshape(value.shape[-2:])
+    if "/positions_" in target:
+        value = value.reshape(-1, value.shape[-1])
     return value, ", ".join(notes)
 
 
@@ -230,17 +230,31 @@ class _Source:
             explicit = dict.fromkeys(explicit, 0)
         return found | {f"model.{name}": value for name, value in explicit.items()}
 
-    def positions(self, name: str, width: int) -> str:
-        """The layer of learned positions of this width, '' where there are none."""
-        table = f"{name}/pos_embedding"
-        return name if self.shapes.get(table, (0,))[-1] == width else ""
+    def positions(self, ours: str, name: str, width: int) -> dict:
+        """Parts of learned positions of this width, none where they are fixed."""
+        tables = {
+            "embedding": f"{name}/pos_embedding",
+            "space": f"{name}/pos_embedding_space",
+            "time": f"{name}/pos_embedding_time",
+        }
+        return {
+            f"{ours}/{leaf}": (table,)
+            for leaf, table in tables.items()
+            if self.shapes.get(table, (0,))[-1] == width
+        }
+
+    def suffix(self, m: str) -> str:
+        """What the names of a modality's layers end with."""
+        return "" if self.embeddings[m] == "embedding" else f"_{m}"
+
+    def input_positions(self, m: str) -> dict:
+        width, name = self.patch()[-1], f"posembed_input{self.suffix(m)}"
+        return self.positions(f"embed/positions_{m}", name, width)
 
     def learned(self) -> dict[str, str]:
         """The kind of positions; fixed ones leave no trace in a file."""
-        m, width = self.modalities[0], self.patch()[-1]
-        suffix = "" if self.embeddings[m] == "embedding" else f"_{m}"
-        found = self.positions(f"posembed_input{suffix}", width)
-        return {"model.positions": "learned"} if found else {}
+        kind = _kind(self.input_positions(self.modalities[0]))
+        return {"model.positions": kind} if kind else {}
 
     def left(self, names: set[str]) -> dict[str, str]:
         """Why these have no place; CheckpointError where there is no reason."""
@@ -291,13 +305,10 @@ class _Source:
         return {ours: (theirs,)} if theirs in self.shapes else {}
 
     def embed(self) -> dict:
-        parts, width = {}, self.patch()[-1]
+        parts = {}
         for m, name in self.embeddings.items():
             parts |= self.layer(f"embed/{m}", name)
-            suffix = "" if name == "embedding" else f"_{m}"
-            if place := self.positions(f"posembed_input{suffix}", width):
-                table = f"{place}/pos_embedding"
-                parts[f"embed/positions_{m}/embedding"] = (table,)
+            parts |= self.input_positions(m)
             token = f"Encoder_modality_token_{m}"
             parts |= self.single(f"embed/modality_{m}", token)
         return parts
@@ -307,9 +318,6 @@ class _Pretrained(_Source):
     """The masked autoencoders, of two modalities or of one."""
 
     trainer = "pretrain"
-
-    def suffix(self, m: str) -> str:
-        return "" if self.embeddings[m] == "embedding" else f"_{m}"
 
     def fusion(self) -> str:
         """The encoder's strategy, '' where two are possible."""
@@ -339,21 +347,22 @@ class _Pretrained(_Source):
             heads=heads,
             mlp=mlp,
             bias=f"{projection}/bias" in self.shapes,
+            norm=self.has(f"{stack}/encoder_norm"),
         )
-        if self.decoder_positions(m, width):
-            found["positions"] = "learned"
+        if kind := _kind(self.decoder_positions(m, width)):
+            found["positions"] = kind
         if stack != "Decoder":
             found["kind"] = "separate"
         return {f"model.decoder.{name}": value for name, value in found.items()}
 
-    def decoder_positions(self, m: str, width: int) -> str:
+    def decoder_positions(self, m: str, width: int) -> dict:
         """Scenic's models of two modalities call these `posembed_input` too."""
-        name = f"posembed_decoder{self.suffix(m)}"
+        names = [f"posembed_decoder{self.suffix(m)}"]
         if width != self.patch()[-1]:
-            return self.positions(name, width) or self.positions(
-                f"posembed_input{self.suffix(m)}", width
-            )
-        return self.positions(name, width)
+            names.append(f"posembed_input{self.suffix(m)}")
+        ours = f"decoder_embed/positions_{m}"
+        tables = (self.positions(ours, name, width) for name in names)
+        return next((parts for parts in tables if parts), {})
 
     def target(self) -> dict[str, Any]:
         """Which values of a patch are predicted, from their number."""
@@ -423,9 +432,7 @@ class _Pretrained(_Source):
             parts |= self.single(f"decoder_embed/mask_token_{m}", f"mask_token{suffix}")
             token = f"Decoder_modality_token_{m}"
             parts |= self.single(f"decoder_embed/modality_{m}", token)
-            if place := self.decoder_positions(m, decoder.width):
-                table = (f"{place}/pos_embedding",)
-                parts[f"decoder_embed/positions_{m}/embedding"] = table
+            parts |= self.decoder_positions(m, decoder.width)
             parts |= self.layer(f"predict/{m}", f"output_projection{suffix}")
         stacks = {"shared": {"shared": "Decoder"}, "joint": {"joint": "Decoder"}}
         each = {m: f"Decoder_{m}" for m in self.modalities}
@@ -503,8 +510,9 @@ class _Finetuned(_Source):
     def published(self, classes: int, depth: int) -> dict[str, Any]:
         """The published configs, AudioSet's (527 classes) or VGGSound's (309)."""
         audioset, vggsound = classes == 527, classes == 309
+        mbt_token = self.has("cls") and self.head == _HEAD
         assumed = {
-            "model.positions": "sinusoidal",
+            "model.positions": "sinusoidal_cls" if mbt_token else "sinusoidal",
             "model.pool": "mean",
             "model.drop_path": 0.3,
             "objective.kind": "sigmoid" if audioset else "softmax",
@@ -547,6 +555,13 @@ class _Finetuned(_Source):
         if name == "bottleneck":
             return "with one modality nothing passes through it"
         return ""
+
+
+def _kind(positions: dict) -> str:
+    """Our name of learned positions with these parts, '' where there are none."""
+    if not positions:
+        return ""
+    return "learned" if len(positions) == 1 else "learned_space_time"
 
 
 def count(shapes: Shapes) -> int:

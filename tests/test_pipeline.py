@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from data import Clip, ConfigError, RecordError, pipeline, records, sampling
+from data import Clip, ConfigError, RecordError, pipeline, records, sampling, transforms
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 1600
@@ -179,6 +179,62 @@ def test_a_window_is_one_crop_and_its_sound_the_same_share_of_the_clip(load):
     assert (columns == columns[:, :, :1]).all()  # all frames of a window alike
     assert len(set(columns[..., 0, 0].ravel())) > 1  # windows differ
     assert (starts[:, 0] != starts[:, 1]).any()
+
+
+@pytest.mark.parametrize("crop", ["random", "jitter", "multiscale", "resized"])
+@pytest.mark.parametrize("method", ["antialias", "bilinear"])
+def test_every_crop_is_one_draw_for_all_frames(load, crop, method):
+    config = dict(crop=crop, resize=method, samples_per_clip=2, size=6, threads=0)
+    (batch,) = take(load(config=config).train(10), 1)
+    assert batch["rgb"].shape == (10, 2, 4, 6, 6, 3)
+    columns = batch["rgb"][..., 2]
+    assert (columns == columns[:, :, :1]).all()
+    assert (columns[:, 0, 0] != columns[:, 1, 0]).any()  # windows differ
+    assert (np.diff(columns.astype(int)) >= 0).all() and columns.max() <= 11
+    numbers = batch["index"][:, None, None, None, None]  # flat, so scaling keeps them
+    assert np.abs(batch["rgb"][..., 0] - numbers.astype(int)).max() <= 1
+    starts = batch["rgb"][..., 0, 0, 1].astype(int)
+    assert np.abs(np.diff(starts) - 2).max() <= 1  # still frames at the stride
+
+
+@pytest.mark.parametrize("crop", ["multiscale", "resized"])
+def test_scaling_crops_see_the_stored_pictures(load, crop):
+    """Not those resized to the short side, in memory either; evaluation does."""
+    config = dict(crop=crop, short_side=16, size=16, threads=0)
+    plain, cached = (load(config=config | dict(cache=c)) for c in (False, True))
+    equal(take(plain.train(4), 5), take(cached.train(4), 5))
+    sizes = {kept.pictures.shape for kept in cached._reader.kept.values()}
+    assert sizes == {(50, 8, 12, 3)}
+    equal(list(plain.evaluate(4)), list(cached.evaluate(4)))
+    assert next(plain.evaluate(4))["rgb"].shape == (4, 1, 4, 16, 16, 3)
+
+
+@pytest.mark.parametrize("sampled", sampling.SAMPLINGS)
+def test_rules_for_frames_reach_the_batch(load, sampled):
+    dataset = load(config=dict(sampling=sampled, stride=20, views=2))
+    rule = sampling.SAMPLINGS[sampled]
+    (batch,) = take(dataset.train(10), 1)
+    frames = batch["rgb"][:, 0, :, 0, 0, 1].astype(int)
+    if sampled == "segments":  # 4 parts of 12 frames, the last 2 unused
+        assert (frames // 12 == np.arange(4)).all()
+    if sampled == "held":
+        assert (frames == [0, 20, 40, 40]).all()
+    if sampled == "stretched":
+        assert (frames == [0, 49, 49, 49]).all()
+    if sampled == "dense":
+        assert (frames == [0, 20, 40, 10]).all()
+    batch = next(dataset.evaluate(1))
+    expected = np.stack(rule.views(50, 2, 4, 20)) % 50
+    np.testing.assert_array_equal(batch["rgb"][0, :, :, 0, 0, 1], expected)
+
+
+def test_the_middle_of_three_crops_rounds_as_its_system_does(load):
+    for sampled, left in (("dense", 2), ("held", 1), ("segments", 1)):
+        dataset = load(config=dict(sampling=sampled, crops=3, size=7, short_side=7))
+        batch = next(dataset.evaluate(1))  # 7 × 10 from 8 × 12
+        columns = batch["rgb"][0, :, 0, 0, :, 2].astype(int)
+        whole = transforms.resize(FakeRecords().records[0].frames([0]), 7, "antialias")
+        np.testing.assert_array_equal(columns[1], whole[0, 0, left : left + 7, 2])
 
 
 def test_samples_of_a_clip_come_from_one_decode(load):

@@ -68,16 +68,15 @@ def sinusoid(n: int, d: int) -> Float[np.ndarray, "n d"]:
 
 
 def sincos(grid: tuple[int, ...], d: int) -> Float[np.ndarray, "n d"]:
-    """Fixed positions over a grid of two or three axes (MoCo v3, Scenic).
+    """Fixed positions over a grid of two or three axes (MoCo v3; in 3-D, Scenic).
 
-    From the last axis to the first, the sines and then the cosines of place/10000^(j/r)
-    for j below r = d / (2 · axes). `d` must be divisible by twice the number of axes.
+    For each axis in the order (t,) w, h the sines and then the cosines of
+    place/10000^(j/r), for j below r = d / (2 · axes), which must be whole.
     """
     r = d // (2 * len(grid))
     rates = 10_000.0 ** (-np.arange(r) / r)
-    places = np.indices(grid).reshape(len(grid), -1, 1)  # axes n 1
-    angles = places[::-1] * rates  # axes n r
-    parts = [f(angle) for angle in angles for f in (np.sin, np.cos)]
+    *times, h, w = np.indices(grid).reshape(len(grid), -1, 1)  # n 1 each
+    parts = [f(axis * rates) for axis in (*times, w, h) for f in (np.sin, np.cos)]
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 

@@ -112,7 +112,13 @@ def places(encoder: str, decoder: str, modalities) -> dict[str, str]:
             f"decoder_embed/{m}": f"decoder_projection_{m}",
             f"decoder_embed/mask_token_{m}": f"mask_token_{m}",
             f"predict/{m}": f"output_projection_{m}",
+            f"embed/modality_{m}": f"Encoder_modality_token_{m}",
+            f"decoder_embed/modality_{m}": f"Decoder_modality_token_{m}",
         }
+        # Scenic's encoder and decoder share this name: only one can have it.
+        for part in ("embed", "decoder_embed"):
+            ours = f"{part}/positions_{m}/embedding"
+            found[ours] = f"posembed_input_{m}/pos_embedding"
     return found
 
 

@@ -9,18 +9,21 @@ import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from av_mae import (
+    STATISTICS,
     ConfigError,
     choose,
     classifier,
     inputs,
     loop,
     losses,
+    maskenhancer,
     metrics,
     mixing,
     parallel,
@@ -49,7 +52,7 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
     eval_every = max(1, round(config.eval.every_epochs * steps_per_epoch))
 
     # Model and what is computed with it.
-    model = classifier.build(config, num_classes(config, data["train"]))
+    model = build(config, num_classes(config, data["train"]))
     init_params = functools.partial(init, config, model)
     missing = data["train"].missing or data["eval"].missing
     predict = make_predict(config, model, missing)
@@ -121,11 +124,21 @@ def _restored(config, dataset, workdir: Path):
     """(params, measure, put) of the newest checkpoint of the workdir."""
     mesh = parallel.mesh(config.parallel.data, config.parallel.fsdp)
     parallel.check_batch(config.eval.batch_size, mesh, "eval.batch_size")
-    model = classifier.build(config, num_classes(config, dataset))
+    model = build(config, num_classes(config, dataset))
     init_params = functools.partial(init, config, model)
     params = runs.params_of(config, workdir, init_params, mesh)
     measure = make_measure(config, make_predict(config, model, dataset.missing), mesh)
     return params, measure, functools.partial(parallel.put_batch, mesh=mesh)
+
+
+# Models that are not the plain classifier, by `model.fusion`.
+MODELS = {"concat": maskenhancer.build_classifier}
+
+
+def build(config, classes: classifier.Classes):
+    """The model that the config describes; ConfigError for a name of no table."""
+    make = MODELS.get(config.model.fusion, classifier.build)
+    return make(config, classes)
 
 
 def num_classes(config, dataset) -> classifier.Classes:
@@ -190,28 +203,46 @@ def source_of(config):
     return runs.source_of(
         config,
         renames=lambda theirs: classifier.sources(theirs, config),
-        gaps=lambda theirs: classifier.expected_gaps(theirs, config),
+        gaps=lambda theirs: gaps(theirs, config),
         adapt=classifier.ADAPT,
     )
 
 
-def make_predict(config, model, missing: bool):
-    """The function (params, batch, rng, train, mixes) → logits {m: [(b v) k]}, present.
+def gaps(theirs, config) -> tuple[list[str], list[str]]:
+    """Regexes of parameters that may stay fresh, of sources that may stay unused."""
+    fresh, unused = classifier.expected_gaps(theirs, config)
+    more_fresh, more_unused = maskenhancer.expected_gaps(theirs, config)
+    return [*fresh, *more_fresh], [*unused, *more_unused]
 
-    With several heads the logits of a modality are a dict.
+
+class Prediction(NamedTuple):
+    """What a model says of a batch.
+
+    logits: {m: [(b v) k]}, with several heads {m: {head: …}}; present: {m: [(b v)]} or
+    None; statistics: {STATISTICS: new values of params that are running statistics}, in
+    training of a model that has some.
     """
+
+    logits: dict[str, classifier.Logits]
+    present: dict[str, jax.Array] | None
+    statistics: Mapping[str, Any] = {}
+
+
+def make_predict(config, model, missing: bool):
+    """The function (params, batch, rng, train, mixes) → Prediction."""
     prepare = inputs.make(config, missing)
 
     def predict(params, batch, rng, train: bool, mixes=None):
         key = loop.key(rng, 0, "augment")
         patches, present = prepare(batch, key, train, mixes)
         names = ("drop_path", "dropout")
-        logits = model.apply(
+        logits, changed = model.apply(
             {"params": params},
             *(patches, present, train),
             rngs={name: loop.key(rng, 0, name) for name in names},
+            mutable=[STATISTICS],
         )
-        return logits, present
+        return Prediction(logits, present, changed)
 
     return predict
 
@@ -235,7 +266,7 @@ def make_loss(config, predict):
         if mixing.is_wanted(config.augment):
             key = loop.key(rng, 0, "mix")
             mixes = mixing.draw(key, config.augment, size, config.modalities)
-        logits, present = predict(params, batch, rng, True, mixes)
+        logits, present, changed = Prediction(*predict(params, batch, rng, True, mixes))
         each = {}
         for m, heads in logits.items():
             valid = None if present is None else present[m]
@@ -248,7 +279,7 @@ def make_loss(config, predict):
                 values.append(entropy(x, wanted, smoothing, valid))
             each[m] = sum(values) / len(values)
         numbers = {f"loss_{m}": value for m, value in each.items()}
-        return sum(each.values()) / len(each), numbers
+        return sum(each.values()) / len(each), numbers | changed
 
     return loss
 
@@ -262,7 +293,7 @@ def make_measure(config, predict, mesh):
     entropy = choose("objective.kind", config.objective.kind, LOSSES)
 
     def measure(params, batch):
-        logits, present = predict(params, batch, jax.random.key(0), False)
+        logits, present, _ = predict(params, batch, jax.random.key(0), False)
         labels, valid = by_head(batch["label"]), batch["valid"]
         count = valid.sum(dtype=jnp.float32)
         scores, values, sums = {}, [], {}

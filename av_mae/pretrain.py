@@ -9,19 +9,23 @@ no trainer knows video files.
 import contextlib
 import functools
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from av_mae import (
+    STATISTICS,
     ConfigError,
     autoencoder,
     choose,
     inputs,
     loop,
     losses,
+    maskenhancer,
     masking,
     metrics,
     parallel,
@@ -47,7 +51,7 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
     eval_every = max(1, round(config.eval.every_epochs * steps_per_epoch))
 
     # Model and what is computed with it.
-    model = autoencoder.build(config)
+    model = build(config)
     init_params = functools.partial(init, config, model)
     missing = data["train"].missing or data["eval"].missing
     reconstruct = make_reconstruct(config, model, missing)
@@ -99,7 +103,7 @@ def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
     mesh = parallel.mesh(config.parallel.data, config.parallel.fsdp)
     parallel.check_batch(config.eval.batch_size, mesh, "eval.batch_size")
     put = functools.partial(parallel.put_batch, mesh=mesh)
-    model = autoencoder.build(config)
+    model = build(config)
     params = runs.params_of(
         config, workdir, functools.partial(init, config, model), mesh
     )
@@ -110,16 +114,32 @@ def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
     return results
 
 
+# Models that are not the plain autoencoder, by `model.fusion`.
+MODELS = dict.fromkeys(maskenhancer.FUSIONS, maskenhancer.build)
+
+
+def build(config):
+    """The model that the config describes; ConfigError for a name of no table."""
+    return MODELS.get(config.model.fusion, autoencoder.build)(config)
+
+
+def masked(config) -> dict[str, inputs.Layout]:
+    """Layouts of the modalities that are masked and predicted; others are only seen."""
+    whole = maskenhancer.HEARD if config.model.fusion in maskenhancer.FUSIONS else ()
+    layouts = inputs.layouts(config)
+    return {m: layout for m, layout in layouts.items() if m not in whole}
+
+
 def check(config):
     """Raises ConfigError for what can be seen to be wrong before anything is made."""
     autoencoder.objective_of(config)
-    for m, layout in inputs.layouts(config).items():
+    for m, layout in masked(config).items():
         kinds = losses.TARGETS if m == "rgb" else losses.SOUND_TARGETS
         choose(f"objective.target.{m}", config.objective.target[m], kinds)
         kind, ratio = config.mask[m].kind, config.mask[m].ratio
         choose(f"mask.{m}.kind", kind, masking.KINDS[m])
-        masked = masking.count(kind, layout.grid, ratio) if 0 < ratio < 1 else 0
-        if not 0 < masked < layout.n:
+        hidden = masking.count(kind, layout.grid, ratio) if 0 < ratio < 1 else 0
+        if not 0 < hidden < layout.n:
             raise ConfigError(
                 f"mask.{m}.ratio is {ratio}: choose a share between 0 and 1 that masks "
                 f"some and keeps some of the {layout.n} tokens."
@@ -136,21 +156,33 @@ def init(config, model, rng: jax.Array) -> dict:
 
 
 def draw_masks(config, rng: jax.Array, b: int) -> dict[str, masking.Mask]:
-    """A mask for each modality of the config, for b rows."""
+    """A mask for each modality that is masked, for b rows."""
     masks = {}
-    for i, (m, layout) in enumerate(inputs.layouts(config).items()):
+    for i, (m, layout) in enumerate(masked(config).items()):
         kind, ratio = config.mask[m].kind, config.mask[m].ratio
         draw = choose(f"mask.{m}.kind", kind, masking.MASKS)
         masks[m] = draw(jax.random.fold_in(rng, i), b, layout.grid, ratio)
     return masks
 
 
-def make_reconstruct(config, model, missing: bool):
-    """The function (params, batch, rng, train) → pairs, masks, patches, present.
+class Reconstruction(NamedTuple):
+    """What a model makes of a batch.
 
-    `pairs` is {m: (prediction, target)}, both [b p g], of the p tokens in the loss;
-    `present` {m: [b]} or None: which clips have what the prediction of m needs.
+    pairs: {m: (prediction, target)}, both [b p g], of the p tokens in the loss;
+    present: {m: [b]} or None, which clips have what the prediction of m needs;
+    statistics: {STATISTICS: new values of params that are running statistics}, in
+    training of a model that has some.
     """
+
+    pairs: dict[str, tuple[jax.Array, jax.Array]]
+    masks: dict[str, masking.Mask]
+    patches: dict[str, jax.Array]
+    present: dict[str, jax.Array] | None
+    statistics: Mapping[str, Any] = {}
+
+
+def make_reconstruct(config, model, missing: bool):
+    """The function (params, batch, rng, train) → Reconstruction."""
     prepare, objective = inputs.make(config, missing), autoencoder.objective_of(config)
 
     def reconstruct(params, batch, rng, train: bool):
@@ -158,20 +190,22 @@ def make_reconstruct(config, model, missing: bool):
         b = len(next(iter(patches.values())))
         masks = draw_masks(config, loop.key(rng, 0, "mask"), b)
         drop_path = loop.key(rng, 0, "drop_path")
-        predictions = model.apply(
+        predictions, changed = model.apply(
             {"params": params},
             patches,
             masks,
             present,
             train,
             rngs={"drop_path": drop_path},
+            mutable=[STATISTICS],
         )
         index = objective.predicted(masks)
         pairs = {
             m: (x, target(config, m, masking.take(patches[m], index[m])))
             for m, x in predictions.items()
         }
-        return pairs, masks, patches, objective.present(masks, present)
+        present = objective.present(masks, present)
+        return Reconstruction(pairs, masks, patches, present, changed)
 
     return reconstruct
 
@@ -192,15 +226,17 @@ def make_loss(config, reconstruct):
     """
 
     def loss(params, batch, rng):
-        pairs, _, _, present = reconstruct(params, batch, rng, True)
+        found = Reconstruction(*reconstruct(params, batch, rng, True))
+        present = found.present
         each = {
             m: losses.masked_mse(p, t, None if present is None else present[m])
-            for m, (p, t) in pairs.items()
+            for m, (p, t) in found.pairs.items()
         }
         total = sum(config.objective.weights[m] * value for m, value in each.items())
         if config.objective.l2:
             total += config.objective.l2 * losses.l2(params)
-        return total, {f"loss_{m}": value for m, value in each.items()}
+        numbers = {f"loss_{m}": value for m, value in each.items()}
+        return total, numbers | found.statistics
 
     return loss
 
@@ -209,7 +245,7 @@ def make_measure(reconstruct, mesh):
     """The jitted (params, batch, rng) → {m: sums of errors over the valid clips}."""
 
     def measure(params, batch, rng):
-        pairs, _, _, present = reconstruct(params, batch, rng, False)
+        pairs, _, _, present, _ = reconstruct(params, batch, rng, False)
         sums = {}
         for m, (prediction, target) in pairs.items():
             valid = inputs.rows(batch["valid"], len(prediction))
@@ -243,7 +279,7 @@ def make_draw(config, reconstruct, mesh):
     layouts, objective = inputs.layouts(config), autoencoder.objective_of(config)
 
     def look(params, batch, rng):
-        pairs, masks, patches, present = reconstruct(params, batch, rng, False)
+        pairs, masks, patches, present, _ = reconstruct(params, batch, rng, False)
         result = {}
         for m, sequence in objective.sequences(masks).items():
             visible = masking.take(patches[m], masks[m].kept)

@@ -122,9 +122,9 @@ def test_a_checkpoint_knows_its_labels_statistics_and_config(trained):
 class Zeros:
     """Stands for a model: predicts 0, so that the loss is the mean of target²."""
 
-    def apply(self, variables, patches, masks, present, train, rngs):
+    def apply(self, variables, patches, masks, present, train, rngs, mutable):
         shape = lambda m: (*masks[m].masked.shape, patches[m].shape[-1])
-        return {m: jnp.zeros(shape(m)) for m in patches}
+        return {m: jnp.zeros(shape(m)) for m in patches}, {}
 
 
 def one_loss(config, dataset, batch_size=4, missing=False):
@@ -133,7 +133,7 @@ def one_loss(config, dataset, batch_size=4, missing=False):
     batch = jax.tree.map(jnp.asarray, next(dataset.train(batch_size)))
     rng = jax.random.key(3)
     total, numbers = pretrain.make_loss(config, reconstruct)({}, batch, rng)
-    _, masks, patches, _ = reconstruct({}, batch, rng, True)
+    _, masks, patches, *_ = reconstruct({}, batch, rng, True)
     return float(total), numbers, masks, patches
 
 

@@ -210,7 +210,7 @@ def _settings(config, flat: Arrays, meta: Mapping[str, Any], finetuned: bool) ->
         "decoder_num_hidden_layers": decoder.depth,
         "decoder_num_attention_heads": decoder.heads,
         "decoder_intermediate_size": decoder.mlp,
-        "norm_pix_loss": config.objective.target.rgb != "raw",
+        "norm_pix_loss": config.objective.target.rgb not in ("raw", "pixels"),
     }
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+import torch_files
+from torch_files import Call, Changed, Global, New, View, namespace, ordered
 
 from av_mae import CheckpointError
 from av_mae.importers import pickles
-from tests import torch_files
-from tests.torch_files import Call, Changed, Global, New, View, namespace, ordered
 
 FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "videomae"
 

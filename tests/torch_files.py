@@ -103,8 +103,10 @@ class Writer:
             case tuple():
                 return b"(" + b"".join(map(self.code, value)) + b"t"
             case np.ndarray():
+                turned = value.ndim > 1 and value.T.flags.c_contiguous
+                base = value.T if turned else np.ascontiguousarray(value)
+                value = base.T if turned else base
                 strides = tuple(s // value.itemsize for s in value.strides)
-                base = value if value.base is None else value.base
                 return self.code(View(base, 0, value.shape, strides))
             case View():
                 return self.view(value)

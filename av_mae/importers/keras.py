@@ -169,13 +169,13 @@ def _in_order(variables: list[Variable], pretrained: bool) -> dict[str, Variable
             found[name] = todo.pop(0)
 
     def blocks(stack: str):
-        length = _block_length(todo)
         for i in range(len(todo)):
             if not _is_block(todo):
                 break
             take(*(f"{stack}/block_{i}/{leaf}" for leaf in BLOCK[:length]))
 
     take("embed/rgb/kernel", "embed/rgb/bias")
+    length = _block_length(todo)
     blocks("encoder/rgb")
     if pretrained:
         take("encoder/rgb/norm/scale", "encoder/rgb/norm/bias")
@@ -199,6 +199,7 @@ def _is_block(variables: list[Variable]) -> bool:
 
 
 def _block_length(variables: list[Variable]) -> int:
-    """13 variables, or 15 with layer scale: where the next block begins."""
-    one = len(variables) >= 15 and _is_block(variables[15:])
-    return 15 if one and not _is_block(variables[13:]) else 13
+    """13 variables, or 15 with layer scale: where the next block of this width is."""
+    shape = variables[2].shape
+    beginnings = [i for i, v in enumerate(variables) if v.shape == shape]
+    return 15 if len(beginnings) > 1 and beginnings[1] == 2 + 15 else 13

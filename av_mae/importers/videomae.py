@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401  (lets safetensors read bfloat16)
 import numpy as np
+from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
 
 from av_mae import CheckpointError, tokens
@@ -102,6 +103,9 @@ _FIXED = {
     "model.block.key_bias": False,
     "data.missing_modalities": False,
 }
+
+# Layers that need not have a bias.
+_UNPAIRED = re.compile(r".*/attention/(q|k|v|qkv)|decoder_embed/rgb")
 
 # What runs of MCG-NJU keep of their command line: `args` in the .pth file.
 _ARGUMENTS = {
@@ -191,6 +195,19 @@ def read(path: Path | str, **options) -> Imported:
         raise CheckpointError(f"{path}: {text}") from error
 
 
+def published(trainer: str, variant: str, classes: int = 400) -> ConfigDict:
+    """The config of a published model of a size (S, B, L or H), without its file."""
+    finetuned = trainer == "finetune"
+    found = _FIXED | _exact(finetuned) | {"model.variant": f"{variant}/16x2"}
+    found |= {"model.width": 0, "model.norm": not finetuned}
+    if finetuned:
+        found |= {"model.classes": classes, "model.head_norm": True}
+    else:
+        found["model.decoder.kind"] = "separate"
+    config, _ = configure(trainer, found, _published(finetuned, found, {}), {})
+    return config
+
+
 def _only_file(path: Path) -> Path:
     """The one checkpoint in a folder without config.json, or the path itself."""
     if not path.is_dir() or keras.matches(path):
@@ -247,7 +264,7 @@ def _huggingface(folder: Path) -> Source:
         found["model.decoder.heads"] = config.get("decoder_num_attention_heads", 6)
         unbiased = "standardised_channels_unbiased"
         normalised = config.get("norm_pix_loss", True)
-        assumed["objective.target.rgb"] = unbiased if normalised else "raw"
+        assumed["objective.target.rgb"] = unbiased if normalised else "pixels"
     labels = config.get("id2label") or {}
     names = [labels[key] for key in sorted(labels, key=int)]
     if len(names) != _classes(pieces):
@@ -469,6 +486,7 @@ def imported(source: Source, options: Mapping[str, Any]) -> Imported:
             "for its width (model.heads)."
         )
     config, sentences = configure(trainer, found, assumed, options)
+    _check_whole(pieces)
     flat, rows = _assemble(pieces, config)
     rows += [Row(name, "", why) for name, why in left.items()]
     notes += fixed + sentences
@@ -575,6 +593,30 @@ def _published(finetuned: bool, found, options) -> dict[str, Any]:
         "objective.target.rgb": "standardised_channels_unbiased",
         "objective.weights.rgb": 1.0,
     }
+
+
+def _check_whole(pieces: Pieces):
+    """CheckpointError for the first layer that is not whole."""
+    wanted = {"embed/rgb/kernel"}
+    if _depth(pieces, "decoder/rgb"):
+        wanted |= {"decoder/rgb/norm/scale", "predict/rgb/kernel"}
+        wanted |= {"decoder_embed/rgb/kernel", "decoder_embed/mask_token_rgb"}
+    if any(name.endswith("scale_1") for name in pieces):
+        scales = ("scale_1", "scale_2")
+    else:
+        scales = ()
+    for stack in ("encoder/rgb", "decoder/rgb"):
+        for i in range(_depth(pieces, stack)):
+            block = f"{stack}/block_{i}"
+            wanted |= {f"{block}/{scale}" for scale in scales}
+            wanted |= {f"{block}/norm_{k}/scale" for k in (1, 2)}
+            layers = ("attention/out", "mlp/in", "mlp/out")
+            wanted |= {f"{block}/{layer}/kernel" for layer in layers}
+    for name in sorted(wanted | pieces.keys()):
+        layer, _, leaf = name.rpartition("/")
+        pair = leaf in ("kernel", "scale") and not _UNPAIRED.fullmatch(layer)
+        for part in (name, f"{layer}/bias") if pair else (name,):
+            _need(pieces, part)
 
 
 def _assemble(pieces: Pieces, config) -> tuple[dict[str, np.ndarray], list[Row]]:

@@ -1,0 +1,710 @@
+"""VideoMAE: the stored outputs of its three editions, every layout of their files."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import parity
+import pytest
+import torch_files
+import videomae_files as files
+from synthetic import quick
+
+from av_mae import (
+    CheckpointError,
+    ConfigError,
+    augment,
+    autoencoder,
+    checkpoints,
+    classifier,
+    convert,
+    importers,
+    losses,
+    masking,
+    optim,
+    pretrain,
+    tokens,
+)
+from av_mae import run as runs
+from av_mae.importers import configure, videomae
+from data import transforms
+
+FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "videomae"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick():
+    with quick():
+        yield
+
+
+# The stored cases. A family is one edition's models of one kind.
+
+FAMILIES = {
+    "hf_videomae_pretrain": 3,
+    "hf_videomae_classification": 3,
+    "mcg_videomae_pretrain": 1,
+    "mcg_videomae_finetune": 3,
+    "keras_videomae_pretrain": 1,
+    "keras_videomae_finetune": 1,
+}
+
+
+# The two targets, by the word in the names of what is stored.
+TARGETS = {"true": "standardised_channels_unbiased", "false": "pixels"}
+
+
+def cases() -> list[str]:
+    return [
+        path.name
+        for family in FAMILIES
+        for path in sorted(FIXTURES.glob(f"{family}_tiny*"))
+    ]
+
+
+@pytest.mark.parametrize("family, count", FAMILIES.items(), ids=FAMILIES)
+def test_every_family_has_its_cases(family, count):
+    if not FIXTURES.is_dir():
+        pytest.skip(f"{FIXTURES} is not here")
+    assert sum(name.startswith(family) for name in cases()) >= count
+
+
+@functools.cache
+def imported(name: str) -> importers.Imported:
+    """The model of a case; of what its file does not tell, the constructor's words."""
+    folder = FIXTURES / name
+    given = json.loads((folder / "config.json").read_text())
+    untold = {}
+    if not name.startswith("hf"):
+        prefix = "encoder_" if "pretrain" in name else ""
+        untold = {
+            "model.heads": given[f"{prefix}num_heads"],
+            "data.size": given["img_size"],
+            "data.num_frames": given.get("all_frames") or given["num_frames"],
+        }
+    if not name.startswith("hf") and prefix:
+        untold["model.decoder.heads"] = given["decoder_num_heads"]
+    return importers.read(folder, **untold)
+
+
+@functools.cache
+def stored(name: str) -> dict[str, np.ndarray]:
+    """Inputs and outputs; other spellings of the same weights have those of `_tiny`."""
+    path = FIXTURES / name / "io.npz"
+    if not path.is_file():
+        path = FIXTURES / name.removesuffix("_newkeys") / "io.npz"
+    return dict(np.load(path))
+
+
+def patches_of(config, io: dict) -> dict[str, jax.Array]:
+    """The video of a case as flat patches; each edition orders its axes in its way."""
+    if "pixel_values" in io:
+        video = io["pixel_values"].transpose(0, 1, 3, 4, 2)  # from b t c h w
+    else:
+        video = io["video"]
+        video = video if video.shape[-1] == 3 else video.transpose(0, 2, 3, 4, 1)
+    return {"rgb": tokens.patchify(jnp.asarray(video), (2, 16, 16))}
+
+
+def mask_of(masked: np.ndarray) -> dict[str, masking.Mask]:
+    """Of [b n] with True where a token is masked."""
+    order = np.argsort(masked, axis=1, kind="stable").astype(np.int32)
+    k = int((~masked[0]).sum())
+    return {"rgb": masking.Mask(jnp.asarray(order[:, :k]), jnp.asarray(order[:, k:]))}
+
+
+def worst(found, wanted) -> float:
+    """The largest absolute difference, which has to be within 1e-5."""
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    return float(np.abs(found - wanted).max())
+
+
+def worst_gradient(found: dict, wanted: dict) -> float:
+    """The largest ‖g − g_ref‖ / max(‖g_ref‖, 1e-4 ‖all‖), which has to be ≤ 1e-4."""
+    norm = lambda x: float(np.linalg.norm(np.ravel(x)))
+    everything = norm([norm(g) for g in wanted.values()])
+    assert found.keys() == wanted.keys() and everything > 0
+    errors = {
+        name: norm(found[name] - g) / max(norm(g), 1e-4 * everything)
+        for name, g in wanted.items()
+    }
+    bad = max(errors, key=errors.get)
+    assert errors[bad] <= 1e-4, (bad, errors[bad])
+    return errors[bad]
+
+
+def close(found, wanted):
+    """Of values within the network, which are larger: 1e-5 of the largest one."""
+    bound = 1e-5 * max(1.0, float(np.abs(wanted).max()))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=bound)
+
+
+@functools.cache
+def autoencoder_of(settings: str):
+    """The compiled (params, patches, masks) → (encoded, predictions) of a config."""
+    network = autoencoder.build(runs.config_of(json.loads(settings)))
+
+    def run(self, patches, masks):
+        return self.encoder(self.embed(patches, masks))["rgb"], self(patches, masks)
+
+    return jax.jit(lambda p, *inputs: network.apply({"params": p}, *inputs, method=run))
+
+
+def compare_pretraining(name: str):
+    """Outputs and losses of every stored mask, and the gradients where they are."""
+    config, params, io = imported(name).config, imported(name).params, stored(name)
+    patches, errors = patches_of(config, io), {"outputs": [], "loss": []}
+    forward = autoencoder_of(runs.config_json(config))
+    config = config.copy_and_resolve_references()
+
+    def loss_of(prediction, masks, kind):
+        config.objective.target.rgb = kind
+        hidden = masking.take(patches["rgb"], masks["rgb"].masked)
+        target = pretrain.target(config, "rgb", hidden)
+        return losses.masked_mse(prediction, target), target
+
+    for key in [k for k in io if k.startswith("bool_masked_pos")]:
+        masks, which = mask_of(io[key]), key.removeprefix("bool_masked_pos")
+        encoded, prediction = forward(params, patches, masks)
+        wanted = io.get(f"logits{which}", io.get("output"))
+        errors["outputs"].append(worst(prediction["rgb"], wanted))
+        if which != "_random":
+            wanted = io.get(f"encoder_last_hidden_state{which}")
+            close(encoded, io.get("encoder_output", wanted))
+        for word, kind in TARGETS.items():
+            loss, target = loss_of(prediction["rgb"], masks, kind)
+            wanted = io.get(f"loss{which}_norm_pix_{word}")
+            wanted = io.get(f"loss_normlize_{word}", wanted)
+            if wanted is not None:
+                errors["loss"].append(worst(loss, wanted))
+            if f"labels_normlize_{word}" in io:
+                worst(target, io[f"labels_normlize_{word}"])
+    if wanted := gradients(name):
+        masks = mask_of(io.get("bool_masked_pos_tube", io.get("bool_masked_pos")))
+        predict = lambda p: forward(p, patches, masks)[1]["rgb"]
+        loss = lambda p: loss_of(predict(p), masks, TARGETS["true"])[0]
+        found = optim.named(jax.device_get(jax.jit(jax.grad(loss))(params)))
+        errors["gradients"] = [worst_gradient(found, wanted)]
+    return {key: max(values) for key, values in errors.items() if values}
+
+
+def gradients(name: str) -> dict[str, np.ndarray]:
+    """The stored gradients as our parameters are: reading a file is linear."""
+    for path in (FIXTURES / name).glob("grads_*.npz"):
+        arrays = {k.removeprefix("grad."): v for k, v in np.load(path).items()}
+        heads = {"model.heads": 2, "model.decoder.heads": 2}
+        source = videomae.original(arrays, {})
+        return optim.named(videomae.imported(source, heads).params)
+    return {}
+
+
+def compare_classification(name: str):
+    """Logits, the features before the head, the encoder's tokens and the loss."""
+    model, io = imported(name), stored(name)
+    config, variables = model.config, {"params": model.params}
+    network = classifier.build(config, config.model.classes)
+    patches = patches_of(config, io)
+
+    def run(self):
+        encoded = self.encode(patches)
+        features = self.features(encoded)
+        return encoded["rgb"], features["rgb"], self.classify(features)["rgb"]
+
+    encoded, features, logits = jax.jit(lambda v: network.apply(v, method=run))(
+        variables
+    )
+    errors = {"outputs": worst(logits, io["logits"])}
+    if "features" in io:
+        close(features, io["features"])
+    if "last_hidden_state" in io:
+        close(encoded, io["last_hidden_state"])
+    if "labels" in io:
+        labels = jnp.asarray(io["labels"].astype(np.int32))
+        loss = losses.softmax_cross_entropy(logits, labels)
+        errors["loss"] = worst(loss, io["loss"])
+    return errors
+
+
+@pytest.mark.parametrize("name", cases())
+def test_stored_outputs_are_met(name):
+    compare = compare_pretraining if "_pretrain_" in name else compare_classification
+    errors = compare(name)
+    parity.record("_".join(name.split("_")[:3]), name, **errors)
+
+
+@pytest.mark.parametrize("name", cases())
+def test_stored_files_fill_the_whole_model(name):
+    model = convert.fitted(imported(name), name)
+    named, shapes = optim.named(model.params), convert.shapes
+    assert shapes(model.params) == shapes(convert.abstract(model.config))
+    targets = {row.target for row in model.rows if row.target}
+    assert targets == named.keys()
+    assert all(x.dtype == np.float32 for x in named.values())
+
+
+def test_positions_are_the_stored_ones():
+    if not FIXTURES.is_dir():
+        pytest.skip(f"{FIXTURES} is not here")
+    recipe = np.load(FIXTURES / "mcg_recipe" / "recipe.npz")
+    key = next(k for k in recipe.files if k.startswith("sinusoid_1568x384"))
+    np.testing.assert_allclose(
+        tokens.sinusoid(1568, 384)[::97], recipe[key], rtol=0, atol=1e-6
+    )
+    io = stored("hf_videomae_pretrain_tiny")
+    for which, d in (("encoder", 32), ("decoder", 16)):
+        wanted = io[f"position_embeddings_{which}"][0]
+        np.testing.assert_allclose(tokens.sinusoid(8, d), wanted, rtol=0, atol=1e-6)
+
+
+def test_targets_are_the_stored_ones():
+    if not FIXTURES.is_dir():
+        pytest.skip(f"{FIXTURES} is not here")
+    io = stored("hf_videomae_pretrain_tiny")
+    config = imported("hf_videomae_pretrain_tiny").config.copy_and_resolve_references()
+    patches = patches_of(config, io)["rgb"]
+    for kind, key in (("pixels", "raw"), ("standardised_channels_unbiased", "norm")):
+        config.objective.target.rgb = kind
+        found = pretrain.target(config, "rgb", patches)
+        worst(found, io[f"target_patches_{key}"])
+
+
+def test_pretrained_weights_start_a_classifier():
+    folder = FIXTURES / "mcg_videomae_transfer_tiny"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here")
+    io = np.load(folder / "io.npz")
+    told = json.loads((folder / "transfer.json").read_text())
+    source = imported("mcg_videomae_pretrain_tiny")
+    given = told["finetune_config"]
+    found = {
+        "modalities": ("rgb",),
+        "model.variant": "B/16x2",
+        "model.width": given["embed_dim"],
+        "model.depth": given["depth"],
+        "model.heads": given["num_heads"],
+        "model.mlp": given["embed_dim"] * given["mlp_ratio"],
+        "model.classes": given["num_classes"],
+        "model.norm": False,
+        "model.head_norm": True,
+        "data.num_frames": given["all_frames"],
+        "data.size": given["img_size"],
+    }
+    block = {f"model.block.{k}": v for k, v in source.config.model.block.items()}
+    config, _ = configure("finetune", found | block, {}, {})
+    network = classifier.build(config, given["num_classes"])
+    first = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), convert.abstract(config))
+    fresh, unused = classifier.expected_gaps(source.config, config)
+    params, report = checkpoints.init_from(
+        first,
+        source.params,
+        renames=classifier.sources(source.config, config),
+        adapt=classifier.ADAPT,
+        allow_fresh=fresh,
+        allow_unused=unused,
+    )
+    assert len(report.fresh) == len(told["missing_keys"])
+    assert {name.split("/")[0] for name, _ in report.unused} == {
+        *("decoder", "decoder_embed", "predict", "encoder")
+    }
+    params["head_norm"] = {
+        "scale": io["init.fc_norm.weight"],
+        "bias": io["init.fc_norm.bias"],
+    }
+    params["head"] = {"kernel": io["init.head.weight"].T, "bias": io["init.head.bias"]}
+    patches = patches_of(config, io)
+
+    def run(self):
+        features = self.features(self.encode(patches))
+        return features["rgb"], self.classify(features)["rgb"]
+
+    forward = jax.jit(lambda p: network.apply({"params": p}, method=run))
+    features, logits = forward(params)
+    close(features, io["features"])
+    error = worst(logits, io["logits"])
+    parity.record("mcg_videomae_transfer", folder.name, outputs=error)
+
+
+def test_pictures_are_prepared_as_by_the_processor():
+    path = FIXTURES / "hf_videomae_processor" / "io.npz"
+    if not path.is_file():
+        pytest.skip(f"{path} is not here")
+    io = np.load(path)
+    frames = transforms.resize(io["frames_uint8_thwc"], 32, "antialias")
+    box = transforms.center_box(None, *frames.shape[1:3], 32)
+    frames = transforms.crop(frames, box, 32, "antialias")
+    for key, (mean, std) in {
+        "default_mean0.5": ((0.5,) * 3, (0.5,) * 3),
+        "imagenet_mean": (videomae.IMAGENET_MEAN, videomae.IMAGENET_STD),
+    }.items():
+        found = augment.prepare_rgb(jnp.asarray(frames)[None], mean, std)
+        wanted = io[f"pixel_values_{key}"].transpose(0, 1, 3, 4, 2)
+        parity.record("hf_videomae_processor", key, outputs=worst(found, wanted))
+
+
+# Layouts, on files that are written here.
+
+
+@functools.cache
+def anchor(finetuned: bool, **kind):
+    """A model of MCG-NJU's as read from memory: what other layouts are to give too."""
+    untold = files.UNTOLD | ({} if finetuned else files.UNTOLD_DECODER)
+    found = files.arrays(finetuned, **kind)
+    return videomae.imported(videomae.original(found, {}), untold)
+
+
+def untold(finetuned: bool) -> dict:
+    return files.UNTOLD | ({} if finetuned else files.UNTOLD_DECODER)
+
+
+def assert_same(found: importers.Imported, wanted: importers.Imported):
+    """The same parameters and the same model."""
+    assert optim.named(found.params).keys() == optim.named(wanted.params).keys()
+    jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
+    assert found.config.model == wanted.config.model
+    assert convert.fitted(found, "x") is found
+
+
+@pytest.mark.parametrize("biases", ["q_bias", "query", "all"])
+@pytest.mark.parametrize("finetuned", [False, True])
+def test_biases_of_every_spelling(tmp_path, finetuned, biases):
+    key = "qkv_bias" if biases == "all" else "qv_bias"
+    config = files.huggingface_config(finetuned, **{key: True})
+    arrays = files.huggingface(files.arrays(finetuned), biases)
+    if not finetuned:  # without the final norm, as with use_mean_pooling
+        config["use_mean_pooling"] = False
+    path = files.write_huggingface(tmp_path, arrays, config)
+    found, wanted = importers.read(path), anchor(finetuned)
+    model = found.config.model
+    assert (model.get("head_eps"), model.get("decoder", {}).get("eps")) in (
+        (1e-5, None),
+        (None, 1e-5),
+    )
+    jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
+    left = [row for row in found.rows if not row.target]
+    assert len(left) == (biases == "all") * (2 if finetuned else 3)
+
+
+def test_no_biases_are_zeros(tmp_path):
+    arrays = files.huggingface(files.arrays(True), "none")
+    path = files.write_huggingface(tmp_path, arrays, files.huggingface_config(True))
+    found = importers.read(path)
+    assert not found.params["encoder"]["rgb"]["block_0"]["attention"]["qkv"][
+        "bias"
+    ].any()
+    assert any(not row.source and "zeros" in row.note for row in found.rows)
+
+
+def test_one_bias_of_all_three(tmp_path):
+    arrays = files.arrays(True)
+    for i in range(2):
+        q, v = (arrays.pop(f"blocks.{i}.attn.{x}_bias") for x in "qv")
+        arrays[f"blocks.{i}.attn.qkv.bias"] = np.concatenate([q, 0 * q + 9, v])
+    path = files.write_mcg(tmp_path / "a.pth", arrays)
+    assert_same(importers.read(path, **files.UNTOLD), anchor(True))
+
+
+@pytest.mark.parametrize(
+    "layout", ["safetensors", "safetensors shards", "bin", "bin shards"]
+)
+def test_files_of_hugging_face(tmp_path, layout):
+    arrays = files.huggingface(files.arrays(True))
+    config = files.huggingface_config(True)
+    path = files.write_huggingface(tmp_path, arrays, config, layout)
+    (path / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]})
+    )
+    found = importers.read(path)
+    jax.tree.map(np.testing.assert_array_equal, found.params, anchor(True).params)
+    assert found.labels == ["archery", "bowling", "crawling baby"]
+    assert tuple(found.config.picture.mean) == (0.1, 0.2, 0.3)
+    files_there = [p for p in path.iterdir() if "config" not in p.name]
+    assert_same(importers.read(files_there[0]), found)
+
+
+def test_what_hugging_face_says_of_the_model(tmp_path):
+    arrays = files.huggingface(files.arrays(True))
+    config = files.huggingface_config(
+        True,
+        hidden_act="gelu_new",
+        layer_norm_eps=1e-12,
+        problem_type="multi_label_classification",
+    )
+    found = importers.read(files.write_huggingface(tmp_path / "a", arrays, config))
+    assert found.config.model.block.gelu == "tanh"
+    assert found.config.model.block.eps == 1e-12
+    assert found.config.objective.kind == "sigmoid"
+    assert found.config.data.resize == "antialias"
+    arrays = files.huggingface(files.arrays(False))
+    config = files.huggingface_config(False, norm_pix_loss=False, use_mean_pooling=True)
+    found = importers.read(files.write_huggingface(tmp_path / "b", arrays, config))
+    assert found.config.objective.target.rgb == "pixels"
+    assert not found.config.model.norm
+    assert any("not used" in row.note for row in found.rows)
+
+
+@pytest.mark.parametrize("key", ["model", "module"])
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
+def test_prefixes_of_the_original(tmp_path, key, prefix):
+    arrays = {f"{prefix}{k}": v for k, v in files.arrays(True).items()}
+    path = files.write_mcg(tmp_path / "checkpoint-best.pth", arrays, key)
+    assert_same(importers.read(tmp_path, **files.UNTOLD), anchor(True))
+    assert_same(importers.read(path, **files.UNTOLD), anchor(True))
+
+
+@pytest.mark.parametrize("finetuned", [False, True])
+def test_layer_scale(tmp_path, finetuned):
+    arrays = files.arrays(finetuned, scaled=True)
+    path = files.write_mcg(tmp_path / "a.pth", arrays)
+    found = importers.read(path, **untold(finetuned))
+    block = found.params["encoder"]["rgb"]["block_1"]
+    root = "" if finetuned else "encoder."
+    for i in (1, 2):
+        wanted = arrays[f"{root}blocks.1.gamma_{i}"]
+        np.testing.assert_array_equal(block[f"scale_{i}"], wanted)
+    assert found.config.model.block.layer_scale > 0
+    assert convert.fitted(found, "x")
+
+
+def test_the_final_norm_and_the_first_token(tmp_path):
+    path = files.write_mcg(tmp_path / "a.pth", files.arrays(True, pooled=False))
+    model = importers.read(path, **files.UNTOLD).config.model
+    assert (model.norm, model.head_norm, model.pool) == (True, False, "token")
+    model = anchor(True).config.model
+    assert (model.norm, model.head_norm, model.pool) == (False, True, "mean")
+
+
+def test_learned_positions_tell_the_frames(tmp_path):
+    arrays = files.arrays(True, learned=True)
+    path = files.write_mcg(tmp_path / "a.pth", arrays)
+    options = {k: v for k, v in files.UNTOLD.items() if k != "data.num_frames"}
+    found = importers.read(path, **options)
+    assert found.config.model.positions == "learned"
+    assert found.config.data.num_frames == files.FRAMES
+    table = found.params["embed"]["positions_rgb"]["embedding"]
+    np.testing.assert_array_equal(table, arrays["pos_embed"][0])
+    with pytest.raises(CheckpointError, match="positions.*data.size"):
+        importers.read(path, **(options | {"data.size": 12}))
+    with pytest.raises(CheckpointError, match="data.num_frames is 8, but the file"):
+        importers.read(path, **(options | {"data.num_frames": 8}))
+
+
+def test_a_stored_sinusoid_is_left_out(tmp_path):
+    table = tokens.sinusoid(files.TOKENS, files.WIDTH)[None]
+    path = files.write_mcg(
+        tmp_path / "a.pth", files.arrays(True) | {"pos_embed": table}
+    )
+    found = importers.read(path, **files.UNTOLD)
+    assert_same(found, anchor(True))
+    assert any("sinusoid" in note for note in found.notes)
+
+
+def test_what_a_run_of_the_original_remembers(tmp_path):
+    more = dict(num_frames=files.FRAMES, input_size=files.SIZE, sampling_rate=2)
+    args = torch_files.namespace(model="x", mask_ratio=0.75, **more)
+    path = files.write_mcg(tmp_path / "a.pth", files.arrays(False), args=args)
+    found = importers.read(path, **{"model.heads": 2, "model.decoder.heads": 2})
+    assert_same(found, anchor(False))
+    assert (found.config.data.stride, found.config.mask.rgb.ratio) == (2, 0.75)
+    path = files.write_mcg(tmp_path / "b.pth", files.arrays(True), args=args)
+    assert importers.read(path, **{"model.heads": 2}).config.data.stride == 2
+
+
+def test_heads_are_asked_for_or_the_published_ones(tmp_path):
+    path = files.write_mcg(tmp_path / "a.pth", files.arrays(True))
+    with pytest.raises(CheckpointError, match="a.pth.*number of heads.*model.heads"):
+        importers.read(path)
+    with pytest.raises(ConfigError, match="model.heads is 3, which does not divide"):
+        importers.read(path, **(files.UNTOLD | {"model.heads": 3}))
+
+
+@pytest.mark.parametrize("pieces", ["no decoder", "a part of it"])
+def test_a_file_without_a_decoder_says_so(tmp_path, pieces):
+    arrays = files.arrays(False, decoder=False)
+    if pieces == "a part of it":
+        whole = files.arrays(False)
+        arrays |= {k: whole[k] for k in ("mask_token", "encoder_to_decoder.weight")}
+    path = files.write_mcg(tmp_path / "a.pth", arrays)
+    found = importers.read(path, **files.UNTOLD)
+    assert found.params.keys() == {"embed", "encoder"}
+    assert any(note.startswith("Only the encoder was loaded") for note in found.notes)
+    fitted = convert.fitted(found, path)
+    assert any(row.target.startswith("decoder/") for row in fitted.rows)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("edition", ["mcg", "hf"])
+def test_half_precision_becomes_float32(tmp_path, dtype, edition):
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+    arrays = {k: v.astype(kind) for k, v in files.arrays(True).items()}
+    if edition == "mcg":
+        found = importers.read(
+            files.write_mcg(tmp_path / "a.pth", arrays), **files.UNTOLD
+        )
+    else:
+        config = files.huggingface_config(True)
+        path = files.write_huggingface(tmp_path, files.huggingface(arrays), config)
+        found = importers.read(path)
+    kernel = found.params["head"]["kernel"]
+    assert kernel.dtype == np.float32
+    np.testing.assert_array_equal(kernel, arrays["head.weight"].T.astype(np.float32))
+    assert any(f"{dtype} to float32" in row.note for row in found.rows)
+
+
+# Keras.
+
+KINDS = {
+    "plain": {},
+    "layer scale": dict(scaled=True),
+    "one block": dict(depth=1),
+}
+
+
+@pytest.mark.parametrize("root", ["", "model_weights"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("finetuned", [False, True])
+def test_keras_by_order(tmp_path, finetuned, kind, root):
+    variables = files.keras(files.arrays(finetuned, **kind))
+    path = files.write_h5(tmp_path / "a.h5", variables, root)
+    found = importers.read(path, **untold(finetuned))
+    assert_same(found, anchor(finetuned, **kind))
+
+
+def test_keras_with_other_ends(tmp_path):
+    for i, kind in enumerate((dict(learned=True), dict(pooled=False))):
+        variables = files.keras(files.arrays(True, **kind))
+        path = files.write_h5(tmp_path / f"{i}.h5", variables)
+        assert_same(importers.read(path, **files.UNTOLD), anchor(True, **kind))
+
+
+@pytest.mark.parametrize("functional", [False, True])
+@pytest.mark.parametrize("finetuned", [False, True])
+def test_savedmodels_have_the_same_weights(tmp_path, finetuned, functional):
+    pytest.importorskip("tensorflow")
+    kind = dict(learned=True) if finetuned else {}
+    variables = files.keras(files.arrays(finetuned, **kind))
+    path = files.write_savedmodel(tmp_path / "model", variables, functional)
+    found = importers.read(path, **untold(finetuned))
+    assert_same(found, anchor(finetuned, **kind))
+
+
+def test_a_damaged_savedmodel_is_told(tmp_path):
+    pytest.importorskip("tensorflow")
+    (tmp_path / "variables").mkdir()
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="variables cannot be read"):
+        importers.read(tmp_path)
+
+
+def test_keras_in_another_order_is_told(tmp_path):
+    right = files.keras(files.arrays(True))
+    for i, wrong in enumerate((right[:-1], right[:9], right[2:])):
+        path = files.write_h5(tmp_path / f"{i}.h5", wrong)
+        with pytest.raises(CheckpointError, match="order and shapes"):
+            importers.read(path, **files.UNTOLD)
+
+
+# What is refused.
+
+
+def test_files_that_are_no_videomae_are_told(tmp_path):
+    arrays = files.arrays(True)
+    more = arrays | {"blocks.0.attn.relative_position": arrays["head.bias"]}
+    path = files.write_mcg(tmp_path / "more.pth", more)
+    with pytest.raises(CheckpointError, match="more.pth.*relative_position"):
+        importers.read(path, **files.UNTOLD)
+    for name in ("blocks.1.norm2.weight", "blocks.0.attn.qkv.weight", "head.bias"):
+        less = {k: v for k, v in arrays.items() if k != name}
+        path = files.write_mcg(tmp_path / "less.pth", less)
+        with pytest.raises(CheckpointError, match="less.pth.*missing"):
+            convert.fitted(importers.read(path, **files.UNTOLD), path)
+    grey = {k: v[:, :1] if v.ndim == 5 else v for k, v in arrays.items()}
+    path = files.write_mcg(tmp_path / "grey.pth", grey)
+    with pytest.raises(CheckpointError, match="1 channels, not 3"):
+        importers.read(path, **files.UNTOLD)
+    skipped = {k.replace("blocks.1", "blocks.5"): v for k, v in arrays.items()}
+    path = files.write_mcg(tmp_path / "skipped.pth", skipped)
+    with pytest.raises(CheckpointError, match="some are missing"):
+        importers.read(path, **files.UNTOLD)
+    other = torch_files.write(tmp_path / "other.pth", {"model": {"x": np.ones(2)}})
+    assert not videomae.matches(other)
+    with pytest.raises(CheckpointError, match="is no file that this release reads"):
+        importers.read(other)
+
+
+def test_a_file_that_wants_to_run_code_is_refused_by_every_way_in(tmp_path):
+    marker = tmp_path / "was-run"
+    call = torch_files.Call(torch_files.Global("posix", "system"), (f"touch {marker}",))
+    path = files.write_mcg(tmp_path / "bad.pth", files.arrays(True), args=call)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(files.huggingface_config(True)))
+    (folder / "pytorch_model.bin").write_bytes(path.read_bytes())
+    for source in (path, folder):
+        with pytest.raises(CheckpointError, match="posix.system"):
+            importers.read(source)
+    assert not marker.exists()
+
+
+def test_damaged_folders_of_hugging_face_are_told(tmp_path):
+    arrays, config = (
+        files.huggingface(files.arrays(True)),
+        files.huggingface_config(True),
+    )
+    folder = files.write_huggingface(tmp_path / "a", arrays, config, "bin shards")
+    index = folder / "pytorch_model.bin.index.json"
+    good = index.read_text()
+    first = "pytorch_model-00001-of"
+    for text, match in (
+        ("{}", "cannot be read"),
+        (good.replace(first, f"../a/{first}"), "names the shard ../a/"),
+        (good.replace("classifier.bias", "another.bias"), "no shard holds"),
+    ):
+        index.write_text(text)
+        with pytest.raises(CheckpointError, match=match):
+            importers.read(folder)
+    folder = files.write_huggingface(tmp_path / "b", arrays, config)
+    (folder / "model.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(CheckpointError, match="damaged"):
+        importers.read(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="neither model.safetensors"):
+        importers.read(folder)
+    config["hidden_act"] = "relu"
+    folder = files.write_huggingface(tmp_path / "c", arrays, config)
+    with pytest.raises(CheckpointError, match="hidden_act 'relu'"):
+        importers.read(folder)
+
+
+def test_options_that_contradict_or_do_not_exist_are_told(tmp_path):
+    folder = files.write_huggingface(
+        tmp_path, files.huggingface(files.arrays(True)), files.huggingface_config(True)
+    )
+    with pytest.raises(CheckpointError, match="model.heads is 4, but the file says 2"):
+        importers.read(folder, **{"model.heads": 4})
+    with pytest.raises(ConfigError, match="model.colour is no field"):
+        importers.read(folder, **{"model.colour": 4})
+    found = importers.read(folder, **{"data.views": 2, "data.crops": 1})
+    assert (found.config.data.views, found.config.data.crops) == (2, 1)
+
+
+# The published sizes.
+
+PUBLISHED = {
+    "S": (24_029_376, 22_033_936),
+    "B": (94_210_944, 86_534_800),
+    "L": (342_996_992, 304_270_736),
+    "H": (692_487_296, 632_119_440),
+}
+
+
+@pytest.mark.parametrize("variant", PUBLISHED)
+@pytest.mark.parametrize("trainer", ["pretrain", "finetune"])
+def test_published_numbers_of_parameters(variant, trainer):
+    config = videomae.published(trainer, variant, classes=400)
+    shapes = jax.tree.leaves(convert.abstract(config))
+    count = sum(x.size for x in shapes)
+    assert count == PUBLISHED[variant][trainer == "finetune"]

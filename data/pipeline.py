@@ -30,7 +30,7 @@ CHOICES = {  # fields of config.data that take one of a few values
     "sampling": tuple(sampling.SAMPLINGS),
     "crop": tuple(transforms.CROPS),
     "resize": tuple(transforms.RESIZES),
-    "audio_align": ("proportional", "window"),
+    "audio_align": ("proportional", "window", "whole"),
     "crops": (1, 3),
 }
 HAS = {"rgb": "has_rgb", "spectrogram": "has_audio"}  # modality → key of the index
@@ -421,7 +421,10 @@ class _Reader:
     def _sounds(self, sound, starts, crops):
         """[v s] or [v t f 1]; the crops of one view hear the same."""
         length, views = self.want.num_samples, len(starts) * crops
-        windows = [sampling.cut(sound, start, length) for start in starts]
+        if self.want.align == "whole":
+            windows = [sampling.beginning(sound, length)] * len(starts)
+        else:
+            windows = [sampling.cut(sound, start, length) for start in starts]
         windows = np.repeat(np.stack(windows), crops, axis=0)
         return windows.reshape(self.sound.silence(views, length).shape)
 

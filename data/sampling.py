@@ -31,7 +31,7 @@ class Want(NamedTuple):
     stride: int  # frames of the record from one picture to the next
     num_samples: int  # samples of sound (or rows of a spectrogram)
     sample_rate: int  # samples (or rows) a second
-    align: str  # 'proportional' | 'window', see `aligned_sound_start`
+    align: str  # 'proportional' | 'window' | 'whole', see `aligned_sound_start`
     sampling: str = "dense"  # a name in `SAMPLINGS`
 
 
@@ -54,6 +54,13 @@ def looped(length: int, start: int, num_steps: int, stride: int = 1) -> np.ndarr
 def cut(sound: np.ndarray, start: int, num_samples: int) -> np.ndarray:
     """`num_samples` of looped sound [s] or [s f] from `start` on; it may be < 0."""
     return np.resize(np.roll(sound, -start, axis=0), (num_samples, *sound.shape[1:]))
+
+
+def beginning(sound: np.ndarray, num_samples: int) -> np.ndarray:
+    """The first `num_samples` of sound [s] or [s f], and zeros after its end."""
+    found = np.zeros((num_samples, *sound.shape[1:]), sound.dtype)
+    found[: len(sound)] = sound[:num_samples]
+    return found
 
 
 def random_start(
@@ -179,7 +186,11 @@ def aligned_sound_start(frames: np.ndarray, clip: Length, want: Want) -> int:
 
     'proportional' (published): as far into the sound as the first frame is into the
     frames, so that asking for 10 s of a 10 s clip rotates it. 'window': centred.
+    'whole': from the clip's beginning whatever the frames, and zeros after its end
+    (AV-MaskEnhancer).
     """
+    if want.align == "whole":
+        return 0
     if want.align == "window":
         return centred_start(frames, clip.fps, want)
     return proportional_start(int(frames[0]), clip.num_frames, clip.num_samples)
@@ -190,6 +201,8 @@ def train_window(
 ) -> tuple[np.ndarray, int]:
     """Random frames, int64 [t], and the start of their sound; 0 for what is lacking."""
     nothing = np.zeros(want.num_frames, np.int64)
+    if not clip.num_frames and want.align == "whole":
+        return nothing, 0
     if not clip.num_frames:
         return nothing, random_start(rng, clip.num_samples, want.num_samples)
     train = SAMPLINGS[want.sampling].train
@@ -204,7 +217,8 @@ def view_windows(
     """Frames, int64 [t], and start of the sound of each test view; 0 where it lacks.
 
     Picture and sound are each spread evenly over their own length, as published;
-    with 'window' the sound is centred on the frames of its view instead.
+    with 'window' the sound is centred on the frames of its view instead, and with
+    'whole' it is the same for all.
     """
     frames, sounds = [np.zeros(want.num_frames, np.int64)] * num_views, [0] * num_views
     if clip.num_frames:
@@ -212,6 +226,6 @@ def view_windows(
         frames = views(clip.num_frames, num_views, want.num_frames, want.stride)
     if clip.num_samples and clip.num_frames and want.align == "window":
         sounds = [centred_start(window, clip.fps, want) for window in frames]
-    elif clip.num_samples:
+    elif clip.num_samples and want.align != "whole":
         sounds = even_starts(clip.num_samples, num_views, want.num_samples)
     return [window % max(1, clip.num_frames) for window in frames], sounds

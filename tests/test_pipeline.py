@@ -306,6 +306,14 @@ def test_window_alignment_reaches_the_batch(load):
     np.testing.assert_array_equal(batch["waveform"][:, 0, 0], expected)
 
 
+def test_the_whole_sound_is_the_same_for_all_views_and_padded(load):
+    settings = dict(audio_align="whole", audio_seconds=4.0, views=2)
+    waveform = next(load(config=settings).evaluate(2))["waveform"]
+    assert waveform.shape[:2] == (2, 2)
+    np.testing.assert_array_equal(waveform[:, 0], waveform[:, 1])
+    assert waveform[1, 0, 3199] == 3199 and not waveform[:, :, 3200:].any()
+
+
 def test_center_crop_and_enlargement_to_the_crop(load):
     (batch,) = take(load(config=dict(crop="center")).train(10), 1)
     assert (batch["rgb"][..., 0, :, 2] == np.arange(2, 10)).all()

@@ -205,6 +205,20 @@ def test_proportional_views_are_spread_over_the_sound_itself():
     assert sounds == [0, 24_000, 48_000]
 
 
+def test_whole_sound_begins_with_the_clip_and_ends_in_zeros():
+    want = WANT._replace(align="whole", num_samples=10)
+    rng = np.random.default_rng(0)
+    for clip in (Length(250, 25.0, 100), Length(250, 25.0, 5), Length(0, 25.0, 100)):
+        assert sampling.train_window(want, clip, rng)[1] == 0
+        assert sampling.view_windows(want, clip, 3)[1] == [0, 0, 0]
+    sound = np.arange(1, 8, dtype=np.int16)
+    assert sampling.beginning(sound, 4).tolist() == [1, 2, 3, 4]
+    padded = sampling.beginning(sound, 9)
+    assert padded.tolist() == [*range(1, 8), 0, 0] and padded.dtype == np.int16
+    rows = sampling.beginning(sound[:, None] * [1, 10], 9)
+    assert rows.shape == (9, 2) and not rows[7:].any()
+
+
 @pytest.mark.parametrize("align", ["proportional", "window"])
 @pytest.mark.parametrize("sampled", sampling.SAMPLINGS)
 def test_a_missing_modality_starts_at_zero(align, sampled):

@@ -71,10 +71,6 @@ def settings_of(case):
     return settings
 
 
-def abstract_of(settings, model):
-    return jax.eval_shape(lambda: finetune.init(settings, model, jax.random.key(0)))
-
-
 def shifted(encoded, case):
     """The tokens of each modality, those before the one that '0' takes left out.
 
@@ -85,34 +81,53 @@ def shifted(encoded, case):
     return {m: x[:, i:] for i, (m, x) in enumerate(encoded.items())}
 
 
-@functools.cache
-def _compiled(key):
-    settings, case = _WAITING[key]
+_ENCODERS: dict = {}
+
+
+def encoder(settings, model):
+    """The compiled (params, patches, train) → tokens, once for many heads."""
+    fields = settings.model.to_dict()
+    for name in ("pool", "representation"):
+        fields.pop(name)
+    key = (str(fields), settings.modalities)
+    if key not in _ENCODERS:
+
+        def encode(params, patches, train):
+            return model.apply(
+                {"params": params}, patches, None, train, method="encode"
+            )
+
+        _ENCODERS[key] = scenic.quick(encode, static_argnums=2)
+    return _ENCODERS[key]
+
+
+def outputs(settings, case, params, patches, train):
+    """(tokens, features, logits) of each modality, with Scenic's precision."""
     model = classifier.build(settings, classes=11)
-
-    def run(params, patches):
-        apply = functools.partial(model.apply, {"params": params})
-        found = []
-        for train in (True, False):
-            encoded = apply(patches, None, train, method="encode")
-            features = apply(shifted(encoded, case), method="features")
-            logits = apply(features, train, method="classify")
-            found.append((encoded, features, logits))
-        return found
-
-    return abstract_of(settings, model), scenic.quick(run)
+    apply = functools.partial(model.apply, {"params": params})
+    # Only what is left out at test makes another program of training.
+    train = train and not settings.model.bottlenecks_at_test
+    with jax.default_matmul_precision("highest"):
+        encoded = encoder(settings, model)(params, patches, train)
+        features = apply(shifted(encoded, case), method="features")
+        return encoded, features, apply(features, method="classify")
 
 
-_WAITING: dict = {}
+@functools.cache
+def abstract_of(key: str):
+    settings = _SETTINGS[key]
+    model = classifier.build(settings, classes=11)
+    return jax.eval_shape(lambda: finetune.init(settings, model, jax.random.key(0)))
 
 
-def compiled(settings, case):
-    """(abstract params, (params, patches) → (tokens, features, logits) of training,
-    of test), compiled once for cases that differ in other things."""
-    key = settings.model.to_json() + str(settings.modalities)
-    key += str(case["model"]["classifier"] in ("0", "onetoken"))
-    _WAITING[key] = (settings, case)
-    return _compiled(key)
+_SETTINGS: dict = {}
+
+
+def params_of(settings, case):
+    """The stored parameters as ours."""
+    key = settings.to_json()
+    _SETTINGS[key] = settings
+    return scenic.read(abstract_of(key), pool_of(case), places(case))
 
 
 def inputs_of(settings):

@@ -71,29 +71,28 @@ stored_modalities = scenic_finetune.modalities_of
 def test_logits_and_losses_are_the_published_ones(name):
     case, stored = stored_cases()[name], scenic.arrays(f"finetune/cases/{name}.npz")
     settings = scenic_finetune.settings_of(case)
-    abstract, run = scenic_finetune.compiled(settings, case)
-    places, pool = scenic_finetune.places(case), scenic_finetune.pool_of(case)
-    if len(case["inputs"]) == 1:
-        pool = {"bottleneck": None} | pool  # ours has none where nothing meets
-    params = scenic.read(abstract, pool, places)
-    with jax.default_matmul_precision("highest"):
-        train, test = run(params, scenic_finetune.inputs_of(settings))
+    params = scenic_finetune.params_of(settings, case)
+    patches = scenic_finetune.inputs_of(settings)
+    train, test = (
+        scenic_finetune.outputs(settings, case, params, patches, train)
+        for train in (True, False)
+    )
     # What the case returns: tokens, features or logits.
     place = 0 if case["model"].get("return_preclassifier") else 2
     place = 1 if case["model"].get("return_prelogits") else place
-    outputs = [
+    errors = [
         worst(train[place][m], stored[f"logits_train/{m}"])
         for m in stored_modalities(case)
     ]
     if place < 2:
         for m in stored_modalities(case):
-            outputs.append(worst(test[place][m], stored[f"logits_eval/{m}"]))
-        parity.record("Scenic finetuning", name, outputs=max(outputs))
+            errors.append(worst(test[place][m], stored[f"logits_eval/{m}"]))
+        parity.record("Scenic finetuning", name, outputs=max(errors))
         return
     logits = classifier.combine(test[2])
-    outputs.append(worst(logits, stored["logits_eval"]))
+    errors.append(worst(logits, stored["logits_eval"]))
     loss = stored_losses(case, stored, train[2], logits)
-    parity.record("Scenic finetuning", name, outputs=max(outputs), loss=loss)
+    parity.record("Scenic finetuning", name, outputs=max(errors), loss=loss)
 
 
 def stored_losses(case, stored, train, logits) -> float:
@@ -114,9 +113,8 @@ def stored_losses(case, stored, train, logits) -> float:
     return max(found)
 
 
-@functools.cache
-def stored_model(modalities, share_encoder=False):
-    """(config, shapes of the params, compiled (params, patches) → logits twice)."""
+def stored_target(modalities, share_encoder=False):
+    """(config, case) of the stored model with other modalities or one encoder."""
     case = stored_cases()["variant__fusion_layer_0"]
     model = case["model"] | {
         "fusion_layer": 2,
@@ -124,15 +122,13 @@ def stored_model(modalities, share_encoder=False):
         "modality_fusion": modalities,
     }
     case = case | {"inputs": modalities, "model": model}
-    settings = scenic_finetune.settings_of(case)
-    abstract, run = scenic_finetune.compiled(settings, case)
-    logits = lambda params, x: classifier.combine(run(params, x)[1][2])
-    return settings, abstract, logits, scenic_finetune.places(case)
+    return scenic_finetune.settings_of(case), case
 
 
 # Starting from a pretrained model.
 
 
+@functools.cache
 def pretrained(strategy, modalities):
     """(config, tree, places) of a stored pretraining model."""
     settings = scenic.settings(
@@ -159,12 +155,12 @@ def handed_over(first, values, theirs, settings):
 
 
 def started(strategy, source_modalities, modalities, share_encoder=False):
-    """(config, params after init_from, report, logits, places of source and target)."""
-    settings, abstract, logits, places = stored_model(modalities, share_encoder)
-    first = scenic.read(abstract, scenic.arrays("finetune/params_pool.npz"), places)
+    """(config, case, params after init_from, report, places of source and target)."""
+    settings, case = stored_target(modalities, share_encoder)
+    first = scenic_finetune.params_of(settings, case)
     theirs, values, source_places = pretrained(strategy, source_modalities)
     params, report = handed_over(first, values, theirs, settings)
-    return settings, params, report, logits, (source_places, places)
+    return settings, case, params, report, (source_places, scenic_finetune.places(case))
 
 
 SUBSETS = [BOTH, ("rgb",), ("spectrogram",)]
@@ -205,7 +201,7 @@ def test_init_from_maps_what_the_published_code_maps(key):
     """Where that raises (one modality, separate encoders), ours maps as from both."""
     source, strategy, modalities, share = stored_mappings()[key]
     stored = scenic.meta("init_from_mae/mapping.json")
-    _, _, report, _, (theirs, ours) = started(strategy, source, modalities, share)
+    *_, report, (theirs, ours) = started(strategy, source, modalities, share)
     wanted = stored[key]
     if "error" in wanted:
         wanted = stored[key.replace(f"_{source[0]}__", "_rgb+spectrogram__", 1)]
@@ -224,10 +220,10 @@ def test_logits_after_init_from_are_the_published_ones(strategy, modalities):
     stored = scenic.arrays("init_from_mae/logits_after_init.npz")
     wanted = stored[f"{strategy}/{'+'.join(modalities)}/fixed/logits_eval"]
     for source in {BOTH, modalities}:
-        settings, params, _, logits, _ = started(strategy, source, modalities)
-        with jax.default_matmul_precision("highest"):
-            found = logits(params, scenic_finetune.inputs_of(settings))
-        error = worst(found, wanted)
+        settings, case, params, *_ = started(strategy, source, modalities)
+        patches = scenic_finetune.inputs_of(settings)
+        found = scenic_finetune.outputs(settings, case, params, patches, False)[2]
+        error = worst(classifier.combine(found), wanted)
     case = f"{strategy} to {'+'.join(modalities)}"
     parity.record("Scenic init_from", case, outputs=error)
 
@@ -276,10 +272,11 @@ def examples(settings, b=3):
     return {m: jnp.asarray(normal(x), jnp.float32) for m, x in layouts.items()}
 
 
-@pytest.mark.parametrize("fusion", ["bottleneck", "mid"])
+@pytest.mark.parametrize("fusion", ["bottleneck", "mid", "cross"])
 def test_a_missing_modality_changes_nothing(fusion):
     """Loss, gradients and logits of a clip without picture do not see its junk."""
-    settings, model = small(fusion=fusion, fusion_layers=1)
+    settings, model = small(fusion=fusion, fusion_layer=2)
+    settings.augment.mixup = 0.0
     settings.objective.label_smoothing = 0.0
     params, x = some_params(settings, model), examples(settings)
     present = {
@@ -288,7 +285,7 @@ def test_a_missing_modality_changes_nothing(fusion):
     }
     labels = {"label": jnp.eye(5)[jnp.array([0, 3, 1])]}
 
-    def predict(params, batch, rng, train):
+    def predict(params, batch, rng, train, mixes=None):
         return model.apply({"params": params}, batch["x"], present, train), present
 
     loss = finetune.make_loss(settings, predict)
@@ -330,7 +327,11 @@ def test_pooling():
         classifier.POOLS["mean"](x), np.sum(x, axis=1) / 5, rtol=1e-5, atol=1e-6
     )
     np.testing.assert_array_equal(classifier.POOLS["max"](x), np.sort(x, axis=1)[:, -1])
-    assert set(classifier.POOLS) == {"mean", "max"}
+    np.testing.assert_allclose(
+        classifier.POOLS["sum"](x), np.sum(x, axis=1), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_array_equal(classifier.POOLS["token"](x), x[:, 0])
+    assert set(classifier.POOLS) == {"mean", "max", "sum", "token"}
 
 
 def test_the_head_sees_what_the_config_pools():
@@ -372,16 +373,7 @@ def test_one_modality_from_a_model_with_learned_positions():
     source_settings, source = small(positions="learned")
     target = filled(abstract_of(settings, model), 0.0)
     values = filled(abstract_of(source_settings, source), 1.0)
-    fresh, unused = classifier.expected_gaps(
-        source_settings.model, settings.model, settings.modalities
-    )
-    params, report = init_from(
-        target,
-        values,
-        renames=classifier.sources(source_settings.model, settings.model),
-        allow_fresh=fresh,
-        allow_unused=unused,
-    )
+    params, report = handed_over(target, values, source_settings, settings)
     assert all((x == 1).all() for x in jax.tree.leaves(params))
     assert {name for name, _ in report.unused if name.startswith("embed/")} == {
         "embed/spectrogram/kernel",
@@ -395,17 +387,10 @@ def test_a_source_of_another_depth_is_refused():
     source_settings, source = small(depth=2, fusion="separate")
     source_settings.model.depth = 2
     source = classifier.build(source_settings, 5)
-    fresh, unused = classifier.expected_gaps(
-        source_settings.model, settings.model, BOTH
-    )
+    target = filled(abstract_of(settings, model), 0.0)
     with pytest.raises(CheckpointError, match="encoder/rgb/block_2/norm_1/scale"):
-        init_from(
-            filled(abstract_of(settings, model), 0.0),
-            filled(abstract_of(source_settings, source), 1.0),
-            renames=classifier.sources(source_settings.model, settings.model),
-            allow_fresh=fresh,
-            allow_unused=unused,
-        )
+        values = filled(abstract_of(source_settings, source), 1.0)
+        handed_over(target, values, source_settings, settings)
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ __all__ = ["Imported", "Row", "configure", "find", "read", "template"]
 
 def find(path: Path | str):
     """The module that reads this published file or folder; None if there is none."""
-    from av_mae.importers import exported, scenic, videomae
+    from av_mae.importers import avmaskenhancer, exported, scenic, videomae
 
-    kinds = (exported, scenic, videomae)
+    # Before videomae, which would take the video half for the whole.
+    kinds = (exported, scenic, avmaskenhancer, videomae)
     return next((kind for kind in kinds if kind.matches(Path(path))), None)
 
 
@@ -35,6 +36,7 @@ def read(path: Path | str, **options) -> Imported:
         raise CheckpointError(
             f"{path} is no file that this release reads: give a checkpoint of Scenic "
             "AV-MAE (one msgpack file), a VideoMAE of Hugging Face (a folder), MCG-NJU "
-            "(.pth) or Keras (.h5, SavedModel), or a folder that av_mae.export wrote."
+            "(.pth) or Keras (.h5, SavedModel), an AV-MaskEnhancer (.pth), or a folder "
+            "that av_mae.export wrote."
         )
     return kind.read(path, **options)

@@ -26,9 +26,7 @@ from av_mae import (
     CheckpointError,
     ConfigError,
     UserError,
-    autoencoder,
     checkpoints,
-    classifier,
     commandline,
     finetune,
     frontend,
@@ -94,17 +92,15 @@ def fitted(found: Imported, source: Path | str) -> Imported:
 
 def shapes(params) -> dict[str, tuple[int, ...]]:
     """{'/'-joined name: shape} of a tree of arrays."""
-    names = jax.tree.leaves(optim.names(params))
-    sizes = (x.shape for x in jax.tree.leaves(params))
-    return dict(zip(names, sizes, strict=True))
+    return {name: x.shape for name, x in optim.named(params).items()}
 
 
 def abstract(config):
     """Shapes of all parameters of the model that a config describes."""
     if config.trainer == "pretrain":
-        init = functools.partial(pretrain.init, config, autoencoder.build(config))
+        init = functools.partial(pretrain.init, config, pretrain.build(config))
     else:
-        model = classifier.build(config, config.model.classes)
+        model = finetune.build(config, config.model.classes)
         init = functools.partial(finetune.init, config, model)
     return jax.eval_shape(init, jax.random.key(0))
 

@@ -270,22 +270,49 @@ def finetuning_cases() -> dict[str, tuple[dict, dict, dict]]:
     return found
 
 
+def single_cases() -> dict[str, tuple[dict, dict, dict]]:
+    """As `pretraining_cases`: the models of video, or of pictures, alone."""
+    found, folder = {}, "single_modality_models"
+    for case, told in scenic.meta(f"{folder}/meta.json")["cases"].items():
+        pool = scenic.arrays(
+            f"{folder}/params_{case.split('__')[0]}.npz".replace("_mae", "")
+        )
+        override = f"{case}/params_override/"
+        fixed = scenic.arrays(f"{folder}/fixtures.npz")
+        fixed = {k.removeprefix(override): v for k, v in fixed.items() if override in k}
+        learned = {
+            "learned_1d": "learned",
+            "learned_space_time": "learned_space_time",
+        }.get(told["model"]["positional_embedding"], "sinusoidal")
+        norm = told["model"].get("normalise_encoder_output", True)
+        expected = {"positions": learned, "norm": norm}
+        if "finetune" in case:
+            expected |= {"classes": 7, "head_norm": not norm}
+        stored = pool | fixed
+        stored = {n: stored[n] for n in told["param_names"]}
+        options = {"data.num_frames": 1} if case.startswith("vit_") else {}
+        found[case] = (stored, expected, options)
+    return found
+
+
 @scenic.needed
 @pytest.mark.parametrize(
-    ("cases", "count"), [(pretraining_cases, 56), (finetuning_cases, 28)]
+    ("cases", "count"),
+    [(pretraining_cases, 56), (finetuning_cases, 28), (single_cases, 13)],
 )
 def test_every_stored_model_has_a_place(cases, count):
+    """The config of each; and the model, where a choice is met for the first time."""
     cases, seen = cases(), set()
     assert len(cases) >= count
     for case, (stored, expected, options) in cases.items():
         shapes = {name: value.shape for name, value in stored.items()}
-        model = importer.plan(shapes, **SMALL, **options).config.model
+        config = importer.plan(shapes, **SMALL | options).config
         for field, value in expected.items():
-            assert _field(model, field) == value, (case, field)
-        key = (tuple(shapes.items()), str(options))
-        if key not in seen:
-            assert_complete(shapes, **SMALL, **options)
-        seen.add(key)
+            assert _field(config.model, field) == value, (case, field)
+        choices = {*expected.items(), tuple(config.modalities), config.model.variant}
+        if choices - seen:
+            assert_complete(shapes, **SMALL | options)
+        seen |= choices
 
 
 def _field(model, name: str):
@@ -348,7 +375,7 @@ def test_what_the_file_does_not_tell_is_asked_for():
         for k, v in shapes.items()
         if not k.startswith(("Transformer_rgb", "Transformer_spec"))
     }
-    with pytest.raises(CheckpointError, match="give model.fusion=early or"):
+    with pytest.raises(CheckpointError, match="with --config.model.fusion=early or"):
         importer.plan(one)
     early = importer.plan(one, **{"model.fusion": "early"}).parts
     shared = importer.plan(one, **{"model.fusion": "shared"}).parts
@@ -362,7 +389,7 @@ def test_what_the_file_does_not_tell_is_asked_for():
         for k, v in shapes.items()
         if k.startswith(("Transformer_rgb", "embedding"))
     }
-    with pytest.raises(CheckpointError, match="give model.fusion_layer"):
+    with pytest.raises(CheckpointError, match="with --config.model.fusion_layer"):
         importer.plan(blocks | head)
 
 

@@ -395,7 +395,8 @@ class _Pretrained(_Source):
         elif options.get("model.fusion") not in ("early", "shared"):
             raise CheckpointError(
                 "one stack serves both modalities, and the file does not tell whether "
-                "together or apart: give model.fusion=early or model.fusion=shared."
+                "together or apart: convert it (python -m av_mae.convert) with "
+                "--config.model.fusion=early or --config.model.fusion=shared."
             )
         return configure(self.trainer, found, assumed | self.target(), options)
 
@@ -497,7 +498,8 @@ class _Finetuned(_Source):
             raise CheckpointError(
                 f"a model of {classes} classes and {depth} layers is not a published "
                 "one, and the file does not tell at which layer the modalities meet: "
-                "give model.fusion_layer."
+                "convert it (python -m av_mae.convert) with "
+                "--config.model.fusion_layer."
             )
         return configure(self.trainer, found, assumed, options)
 

@@ -601,7 +601,7 @@ def test_a_damaged_savedmodel_is_told(tmp_path):
 
 def test_keras_in_another_order_is_told(tmp_path):
     right = files.keras(files.arrays(True))
-    for i, wrong in enumerate((right[:-1], right[:9], right[2:])):
+    for i, wrong in enumerate((right[:-1], right[:9], right[1:])):
         path = files.write_h5(tmp_path / f"{i}.h5", wrong)
         with pytest.raises(CheckpointError, match="order and shapes"):
             importers.read(path, **files.UNTOLD)

@@ -62,6 +62,8 @@ PICTURE, SOUND, LOG_MEL = (
 SHARD = re.compile(r"\.tfrecords?\b|-\d{5}-of-\d{5}$")
 HEADER, FOOTER = 12, 4  # bytes about a record: length and its checksum; checksum
 LOUD = 1e4  # no sound of full scale 1 gets there
+CLASSES = 1 << 20  # more than any data set has
+BAD_PICTURE = (OSError, SyntaxError, struct.error, Image.DecompressionBombError)
 LANE = 256  # values of 8 bytes that the checksum takes one after the other
 
 log = logging.getLogger(__name__)
@@ -258,9 +260,9 @@ class Record:
         encoded = self._lists[PICTURE].feature
         try:
             exact, wanted = self._as_tensorflow, {int(i) for i in indices}
-            decoded = {i: _decode(encoded[i], exact) for i in wanted}
+            decoded = {i: _decode(_bytes(encoded[i]), exact) for i in wanted}
             return np.stack([decoded[int(i)] for i in indices])
-        except (OSError, ValueError, SyntaxError) as error:
+        except (*BAD_PICTURE, ValueError) as error:
             raise self._broken("picture", error) from None
 
     def waveform(self) -> np.ndarray:
@@ -297,9 +299,13 @@ def _parse(payload: bytes, path: Path, offset: int):
     return sequence.context.feature, sequence.feature_lists.feature_list
 
 
-def _decode(feature, as_tensorflow: bool) -> np.ndarray:
-    """A stored picture, uint8 [h w 3]."""
-    with Image.open(io.BytesIO(feature.bytes_list.value[0])) as image:
+def _bytes(feature) -> bytes:
+    return next(iter(feature.bytes_list.value), b"")
+
+
+def _decode(encoded: bytes, as_tensorflow: bool) -> np.ndarray:
+    """A stored picture, uint8 [h w 3]; one of `BAD_PICTURE` where it is damaged."""
+    with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
         sides = [layer[1:3] for layer in getattr(image, "layer", ())]
         known = image.mode == "RGB" and sides[1:] == [(1, 1)] * 2
         if as_tensorflow and known and sides[0] in ((1, 1), (2, 1), (2, 2)):
@@ -383,7 +389,9 @@ def _list(path: Path) -> Listing:
             payload = _read(file, path, offset)
             context, lists = _parse(payload, path, offset)
             entry = _entry(context, lists, f"{path.name}:{len(entries)}", offset)
-            texts = (text.decode() for text in context[TEXTS].bytes_list.value)
+            if wrong := [x for x in entry.labels if not 0 <= x < CLASSES]:
+                raise _damaged(path, offset, f"its class is {wrong[0]}")
+            texts = map(_text, context[TEXTS].bytes_list.value)
             names |= dict(zip(entry.labels, texts, strict=False))
             entries.append(entry)
             offset += HEADER + len(payload) + FOOTER
@@ -407,11 +415,15 @@ def _entry(context, lists, place: str, offset: int) -> Entry:
 def _id(context) -> str:
     """The clip's name, and which part of it where the record says so."""
     named = (context[name].bytes_list.value for name in NAMES)
-    name = next((value[0].decode() for value in named if value), "")
+    name = next((_text(value[0]) for value in named if value), "")
     times = [context[time].int64_list.value for time in TIMES]
     if name and all(times):
         name += "@" + "-".join(f"{time[0] / 1e6:g}" for time in times)
     return name
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "backslashreplace")
 
 
 def _number(feature) -> float:
@@ -526,7 +538,7 @@ class Records:
         shards = find(where, split)
         self.folder = shards[0].parent
         every = sorted({*shards, *find(where, None)})
-        log.info("Listing the records of %d TFRecord files (once).", len(every))
+        log.info("%d TFRecord files; new ones are read to list records.", len(every))
         listings = {path: _listing(path) for path in every}
         entries = [(path, entry) for path in shards for entry in listings[path].entries]
         self._places = [(path, _known(e, fps, sample_rate)) for path, e in entries]

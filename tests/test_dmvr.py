@@ -1,5 +1,6 @@
 """DMVR TFRecords: framing, pictures, sound, lists, and every way to be damaged."""
 
+import io
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -220,9 +222,8 @@ def test_pictures_are_decoded_as_tensorflow_does(tmp_path, sides, subsampling, q
     pixels = np.random.default_rng(0).integers(0, 256, (*sides, 3), dtype=np.uint8)
     path = tmp_path / "a.jpg"
     Image.fromarray(pixels).save(path, quality=quality, subsampling=subsampling)
-    feature = SimpleNamespace(bytes_list=SimpleNamespace(value=[path.read_bytes()]))
     theirs = tf.io.decode_jpeg(path.read_bytes()).numpy()
-    np.testing.assert_array_equal(dmvr._decode(feature, True), theirs)
+    np.testing.assert_array_equal(dmvr._decode(path.read_bytes(), True), theirs)
 
 
 # ------------------------------------------------------------------------- round trips
@@ -468,6 +469,38 @@ def test_a_compressed_or_foreign_file_is_named(tmp_path):
     dmvr.write_shard(path, [b"\xff" * 20])
     with pytest.raises(RecordError, match="at byte 0 .*no SequenceExample"):
         dmvr.Records(path, "train")
+
+
+@pytest.mark.parametrize("label", [-1, 1 << 40])
+def test_a_class_out_of_proportion_is_damage(tmp_path, label):
+    payload = dmvr.encode(Clip(None, 0.0, None), "a")
+    sequence = dmvr.SequenceExample.FromString(payload)
+    sequence.context.feature[dmvr.LABELS].int64_list.value.append(label)
+    dmvr.write_shard(tmp_path / "a.tfrecord", [sequence.SerializeToString()])
+    with pytest.raises(RecordError, match=f"at byte 0 .*its class is {label}"):
+        dmvr.Records(tmp_path / "a.tfrecord", "train")
+
+
+def test_pictures_that_are_none_are_damage(tmp_path):
+    """Other formats, nothing at all, and a size that nobody would have memory for."""
+    small = Image.new("RGB", (8, 8))
+    kinds = {kind: io.BytesIO() for kind in ("PNG", "GIF")}
+    for kind, file in kinds.items():
+        small.save(file, kind)
+    bomb = bytearray(kinds["PNG"].getvalue())
+    bomb[16:24] = struct.pack(">II", 60_000, 60_000)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    pictures = [kinds["PNG"].getvalue(), kinds["GIF"].getvalue(), b"", bytes(bomb)]
+    sequence = dmvr.SequenceExample()
+    for picture in pictures:
+        feature = sequence.feature_lists.feature_list[dmvr.PICTURE].feature.add()
+        feature.bytes_list.value.extend([picture] if picture else [])
+    dmvr.write_shard(tmp_path / "a.tfrecord", [sequence.SerializeToString()])
+    record = dmvr.Records(tmp_path / "a.tfrecord", "train").record(0)
+    assert record.frames([0]).shape == (1, 8, 8, 3)
+    for i in (1, 2, 3):
+        with pytest.raises(RecordError, match="at byte 0 cannot be used .its picture"):
+            record.frames([i])
 
 
 def test_what_is_inside_may_be_damaged_too(tmp_path):

@@ -123,7 +123,7 @@ def _heard(
 def _ours(name: str) -> str:
     """Our name of a parameter of the sound, '' if there is none."""
     layer, _, leaf = name.rpartition(".")
-    if match := re.fullmatch(r"audio_endoder\.layer(\d)\.(\d+)\.(.+)", layer):
+    if match := re.fullmatch(r"audio_endoder\.layer([1-4])\.(\d+)\.(.+)", layer):
         place, inner = f"sound/stage_{int(match[1]) - 1}_unit_{match[2]}", match[3]
         layer = _UNIT.get(inner) and f"{place}/{_UNIT[inner]}"
     elif layer.startswith(_SOUND):

@@ -22,7 +22,7 @@ without `{split}` is the same clips for every split. The classes are those that 
 records of all splits name, or the lines of `labels.txt` beside the shards.
 
 A TFRecord file can be read from anywhere only with a list of where its records begin.
-That list is made once, by reading everything (checksums too, some 200 MB a second),
+That list is made once, by reading everything (checksums too, about 100 MB a second),
 and kept in the user's cache (`$XDG_CACHE_HOME/av_mae/dmvr`, else under `~/.cache`), not
 beside the shards: those are often read-only or shared, and match patterns. It holds for
 a file of this path, size and time; hosts that share a cache share it.

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scenic
+import scenic_pretrain
 from scenic import quick
 from synthetic import config
 
@@ -13,36 +14,20 @@ from av_mae.masking import Mask
 
 BOTH = ("rgb", "spectrogram")
 
-# The rest run with the slow tests; these two hold token order, positions and masks.
+# The rest run with the slow tests.
 ALWAYS = (
     "separate_encoders_and_concat__same_decoder__plain",
-    "separate_encoders__same_decoder__plain",
+    "separate_encoders__concat_and_decode__inpaint",
+    "loss__select_central_frame",
+    "variant__modality_tokens_concat",
 )
-CASES = scenic.cases("pretrain", "*__plain.npz")
+CASES = scenic_pretrain.names()
 
 
 @scenic.needed
 def test_no_stored_case_is_missing():
-    assert len(CASES) >= 21 and set(ALWAYS) <= set(CASES)
-
-
-def case_model(name):
-    """(config, model, params, {Scenic's place of ours}) of a stored case."""
-    case = scenic.meta("pretrain/meta.json")["cases"][f"cases/{name}"]
-    encoder = case["config"]["encoder_strategy"]
-    decoder = case["config"]["decoder_strategy"]
-    modalities = sorted(case["config"]["modalities"])
-    settings = scenic.settings(
-        "audioset/pretrain", modalities, fusion=scenic.ENCODERS[encoder]
-    )
-    settings.model.decoder.kind = scenic.DECODERS[decoder]
-    model = autoencoder.build(settings)
-    places = scenic.places(encoder, decoder, modalities)
-    abstract = jax.eval_shape(lambda: pretrain.init(settings, model, jax.random.key(0)))
-    # The model cuts the stored clips itself: their sound is shorter than the config's.
-    params = scenic.read(abstract, scenic.arrays("pretrain/params_pool.npz"), places)
-    assert sum(x.size for x in jax.tree.leaves(params)) == case["n_params"]
-    return settings, model, params, places
+    assert len(CASES) >= 49 and set(ALWAYS) <= set(CASES)
+    assert len(scenic_pretrain.alone_names()) >= 8
 
 
 @scenic.needed
@@ -54,54 +39,19 @@ def case_model(name):
     ],
 )
 def test_predictions_losses_and_gradients_are_the_published_ones(name):
-    stored = scenic.arrays(f"pretrain/cases/{name}.npz")
-    settings, model, params, places = case_model(name)
-    clips = scenic.arrays("pretrain/inputs.npz")
-    x = scenic.patches({m: clips[f"patch8/{m}"] for m in settings.modalities}, settings)
-    masks = {
-        m: Mask(
-            jnp.asarray(stored[f"mask/{m}/unmasked_indices"]),
-            jnp.asarray(stored[f"mask/{m}/masked_indices"]),
-        )
-        for m in settings.modalities
-    }
-
-    def reconstruct(params, batch, rng, train):
-        predictions = model.apply({"params": params}, x, masks, None, train)
-        pairs = {
-            m: (p, masking.take(x[m], masks[m].masked)) for m, p in predictions.items()
-        }
-        return pairs, masks, x, None
-
-    loss = pretrain.make_loss(settings, reconstruct)
-
-    def everything(params):
-        pairs = reconstruct(params, None, 0, False)[0]
-        (total, each), grads = jax.value_and_grad(loss, has_aux=True)(params, None, 0)
-        return total, each, grads, pairs
-
-    with jax.default_matmul_precision("highest"):
-        total, each, grads, pairs = quick(everything)(params)
-    np.testing.assert_allclose(total, stored["loss"], rtol=1e-5)
-    for m, (prediction, _) in pairs.items():
-        wanted = masking.take(jnp.asarray(stored[f"pred/{m}"]), masks[m].masked)
-        np.testing.assert_allclose(prediction, wanted, rtol=1e-5, atol=1e-5)
-        wanted = stored[f"loss_per_modality/{m}"]
-        np.testing.assert_allclose(each[f"loss_{m}"], wanted, rtol=1e-5)
-    assert_gradients(
-        scenic.write(grads, places),
-        {k.removeprefix("grad/"): v for k, v in stored.items() if k[:5] == "grad/"},
-    )
+    scenic_pretrain.compare(name)
 
 
-def assert_gradients(found, wanted):
-    """‖g − g_ref‖ ≤ 1e-4 · max(‖g_ref‖, 1e-4 · ‖all gradients of the case‖)."""
-    norm = lambda x: float(np.linalg.norm(np.ravel(x)))
-    everything = norm([norm(x) for x in wanted.values()])
-    assert len(wanted) >= 6 and everything > 0
-    for name, g in wanted.items():
-        error = norm(np.reshape(found[name], np.shape(g)) - g)
-        assert error <= 1e-4 * max(norm(g), 1e-4 * everything), (name, error, norm(g))
+@scenic.needed
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[] if n.endswith(("sin3d", "2d")) else pytest.mark.slow)
+        for n in scenic_pretrain.alone_names() or ["none"]
+    ],
+)
+def test_models_of_one_modality_are_the_published_ones(name):
+    scenic_pretrain.compare_alone(name)
 
 
 # Small models of our own, from the shipped config.
@@ -268,7 +218,9 @@ def test_every_decoder_is_tested():
 
 
 def test_learned_positions_are_used_by_encoder_and_decoder():
-    settings, model = small(positions="learned")
+    settings, _ = small(positions="learned")
+    settings.model.decoder.positions = "learned"
+    model = autoencoder.build(settings)
     params = some_params(settings, model)
     x, masks = examples(settings)
     predict = quick(lambda params: model.apply({"params": params}, x, masks))
@@ -330,6 +282,178 @@ def test_drop_path_of_the_config_reaches_the_encoder_in_training_alone():
     (first, still), (second, same) = predict(0), predict(1)
     assert (first != second).any()
     np.testing.assert_array_equal(still, same)
+
+
+def test_positions_of_encoder_and_decoder_are_chosen_apart():
+    settings, _ = small(positions="learned")
+    places = lambda: {
+        part
+        for part, layers in abstract(settings).items()
+        if any(name.startswith("positions") for name in layers)
+    }
+    assert places() == {"embed"}
+    settings.model.positions, settings.model.decoder.positions = "sinusoidal", "learned"
+    assert places() == {"decoder_embed"}
+
+
+def abstract(settings):
+    """The parameters' shapes."""
+    model = autoencoder.build(settings)
+    return jax.eval_shape(lambda: pretrain.init(settings, model, jax.random.key(0)))
+
+
+@pytest.mark.parametrize(
+    "field, value, gone",
+    [
+        ("norm", False, {"encoder/norm"}),
+        ("decoder.norm", False, {"decoder/norm"}),
+        ("decoder.bias", False, {"decoder_embed/rgb/bias"}),
+        ("block.key_bias", True, set()),
+    ],
+)
+def test_layers_that_can_be_left_out(field, value, gone):
+    settings, _ = small(fusion="shared")
+    settings.model.update_from_flattened_dict({field: value})
+    names = set(scenic.named(abstract(settings)))
+    all_of_them = {
+        "encoder/norm": "encoder/shared/norm/scale",
+        "decoder/norm": "decoder/shared/norm/scale",
+        "decoder_embed/rgb/bias": "decoder_embed/rgb/bias",
+    }
+    for key, name in all_of_them.items():
+        assert (name in names) == (key not in gone)
+
+
+# Inpainting: each modality from the other.
+
+
+class Inpainting(Pair):
+    """As `Pair`, with the objective `inpaint` in one of its layouts."""
+
+    def __init__(self, layout, k=None):
+        self.settings, _ = small(fusion="separate")
+        objective = self.settings.objective
+        objective.kind, objective.inpaint_layout = "inpaint", layout
+        self.model = autoencoder.build(self.settings)
+        self.patches, self.masks = examples(self.settings)
+        if k is not None:  # the first k tokens of each are kept
+            self.masks = {m: first(x.shape[1], k) for m, x in self.patches.items()}
+        self.params = some_params(self.settings, self.model)
+        self.predict = quick(
+            lambda x, masks: self.model.apply({"params": self.params}, x, masks)
+        )
+
+
+def first(n, k, b=3):
+    index = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (b, n))
+    return Mask(index[:, :k], index[:, k:])
+
+
+@pytest.fixture(scope="module")
+def inpainting():
+    return Inpainting("own")
+
+
+def test_a_modality_is_inpainted_from_the_other_alone(inpainting):
+    found = inpainting.predict(inpainting.patches, inpainting.masks)
+    for m, other in (BOTH, BOTH[::-1]):
+        assert found[m].shape[:2] == inpainting.masks[m].masked.shape
+        patches = inpainting.patches | {m: -inpainting.patches[m]}
+        changed = inpainting.predict(patches, inpainting.masks)
+        np.testing.assert_array_equal(changed[m], found[m])
+        assert np.abs(changed[other] - found[other]).max() > 0.01
+
+
+def test_the_order_of_tokens_does_not_matter_to_inpainting(inpainting):
+    found = inpainting.predict(inpainting.patches, inpainting.masks)
+    masks = {
+        m: Mask(permuted(k, 3), h[:, ::-1]) for m, (k, h) in inpainting.masks.items()
+    }
+    again = inpainting.predict(inpainting.patches, masks)
+    for m in BOTH:
+        np.testing.assert_allclose(again[m][:, ::-1], found[m], rtol=1e-4, atol=1e-5)
+
+
+def test_the_layouts_agree_where_the_first_tokens_are_kept():
+    """Then the slots that Scenic deals out are the tokens' own places."""
+    own, slots = Inpainting("own", k=2), Inpainting("scenic", k=2)
+    assert own.model.objective != slots.model.objective
+    found = own.predict(own.patches, own.masks)
+    wanted = slots.predict(own.patches, own.masks)
+    for m in BOTH:
+        np.testing.assert_allclose(found[m], wanted[m], rtol=1e-4, atol=1e-5)
+
+
+def test_scenic_predicts_the_slots_after_the_other_modalitys_tokens():
+    masks = {"rgb": first(8, 3), "spectrogram": first(16, 5)}
+    objective = autoencoder.Objective("inpaint", "scenic")
+    index = objective.predicted(masks)
+    np.testing.assert_array_equal(index["rgb"][0], np.arange(5, 8))
+    np.testing.assert_array_equal(index["spectrogram"][0], np.arange(3, 16))
+    with pytest.raises(ConfigError, match="leave none of the 8 slots of rgb"):
+        objective.predicted(masks | {"spectrogram": first(16, 8)})
+
+
+def test_inpainting_needs_clips_with_both():
+    masks = {"rgb": first(8, 3), "spectrogram": first(16, 5)}
+    present = {
+        "rgb": jnp.array([True, False, True]),
+        "spectrogram": jnp.array([True, True, False]),
+    }
+    for kind, wanted in (
+        ("reconstruct", {"rgb": [1, 0, 1], "spectrogram": [1, 1, 0]}),
+        ("inpaint", {"rgb": [1, 0, 0], "spectrogram": [1, 0, 0]}),
+    ):
+        found = autoencoder.Objective(kind).present(masks, present)
+        for m in BOTH:
+            np.testing.assert_array_equal(found[m], wanted[m])
+
+
+def test_kept_tokens_are_predicted_too_where_the_objective_says_so():
+    settings, model = small(fusion="shared")
+    params = some_params(settings, model)
+    x, masks = examples(settings)
+    settings.objective.unmasked = True
+    more = autoencoder.build(settings)
+    run = quick(
+        lambda: [module.apply({"params": params}, x, masks) for module in (model, more)]
+    )
+    some, every = run()
+    index = more.objective.predicted(masks)
+    for m in BOTH:
+        k = masks[m].kept.shape[1]
+        np.testing.assert_array_equal(index[m][:, :k], masks[m].kept)
+        np.testing.assert_array_equal(index[m][:, k:], masks[m].masked)
+        np.testing.assert_allclose(every[m][:, k:], some[m], rtol=1e-5, atol=1e-6)
+        assert every[m].shape[1] == x[m].shape[1]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(objective__kind="impaint"), "objective.kind .* did you mean 'inpaint'"),
+        (dict(objective__inpaint_layout="mine"), "objective.inpaint_layout is 'mine'"),
+        (dict(modalities=("rgb",)), "objective.kind is 'inpaint', which predicts each"),
+        (dict(objective__unmasked=True), "objective.unmasked is True"),
+        (dict(objective__target__rgb="gray"), "objective.target.* mean 'grey'"),
+        (dict(model__decoder__positions="fixed"), "model.decoder.positions is 'fixed'"),
+        (dict(model__positions="sinusoidal_3d"), "needs frames, but there is sound"),
+        (dict(model__positions="learned_space_time"), "needs frames"),
+        (
+            dict(model__positions="sinusoidal_2d", model__width=14),
+            "needs a width that 4 divides, but it is 14",
+        ),
+        (dict(model__block__gelu="relu"), "model.block.gelu is 'relu'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_words(change, message):
+    settings, _ = small(fusion="separate")
+    settings.objective.kind = "inpaint"
+    settings.update_from_flattened_dict(
+        {key.replace("__", "."): value for key, value in change.items()}
+    )
+    with pytest.raises(ConfigError, match=message):
+        abstract(settings)
 
 
 @pytest.mark.parametrize(

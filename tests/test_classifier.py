@@ -334,14 +334,73 @@ def test_pooling():
     assert set(classifier.POOLS) == {"mean", "max", "sum", "token"}
 
 
-def test_the_head_sees_what_the_config_pools():
-    found = {}
-    for pool in classifier.POOLS:
-        settings, model = small(pool=pool)
-        x, params = examples(settings), some_params(settings, model)
-        found[pool] = quick(lambda p, x, m=model: m.apply({"params": p}, x))(params, x)
+@pytest.mark.parametrize("pool", classifier.POOLS)
+def test_the_head_sees_what_the_config_pools(pool):
+    """Pool, norm, tanh of a dense layer, head: by hand."""
+    settings, model = small(pool=pool, head_norm=True, head_eps=0.1, representation=7)
+    params = some_params(settings, model)
+    tokens = {m: jax.random.normal(jax.random.key(0), (3, 4, 12)) for m in BOTH}
+    apply = functools.partial(model.apply, {"params": params})
+    found = apply(apply(tokens, method="features"), method="classify")
+    x = np.asarray(classifier.POOLS[pool](tokens["rgb"]))
+    x = x - x.mean(axis=1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 0.1)
+    layers = {name: jax.tree.map(np.asarray, value) for name, value in params.items()}
+    x = x * layers["head_norm"]["scale"] + layers["head_norm"]["bias"]
+    for name, f in (("representation", np.tanh), ("head", lambda x: x)):
+        x = f(x @ layers[name]["kernel"] + layers[name]["bias"])
     for m in BOTH:
-        assert np.abs(found["mean"][m] - found["max"][m]).max() > 0.01
+        np.testing.assert_allclose(found[m], x, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_before_the_head_and_in_training_only():
+    settings, model = small(head_dropout=0.5)
+    params = some_params(settings, model)
+    features = {"rgb": jnp.ones((400, 12))}
+
+    def run(train):
+        rngs = {"dropout": jax.random.key(0)}
+        apply = functools.partial(model.apply, {"params": params}, rngs=rngs)
+        return apply(features, train, method="classify")["rgb"]
+
+    whole, dropped = run(False), run(True)
+    assert np.ptp(whole, axis=0).max() == 0 < np.ptp(dropped, axis=0).min()
+    # Twice the rest, so that the mean stays.
+    size = np.abs(np.asarray(params["head"]["kernel"])).sum(axis=0)
+    assert (np.abs(dropped.mean(axis=0) - whole[0]) < 0.2 * size).all()
+
+
+def test_the_first_head_has_the_scale_asked_for():
+    def kernel(scale):
+        _, model = small(head_init=scale, classes=300)
+        features = {"rgb": jnp.zeros((1, 12))}
+        key = jax.random.key(0)
+        return model.init(key, features, method="classify")["params"]["head"]["kernel"]
+
+    assert (kernel(0.0) == 0).all()
+    assert 0.017 < kernel(1.0).std() < 0.0205
+    np.testing.assert_allclose(kernel(0.001), 0.001 * kernel(1.0), rtol=1e-5)
+
+
+def test_several_heads_have_logits_by_name():
+    settings, model = small(classes={"verb": 3, "noun": 4})
+    params = some_params(settings, model)
+    assert {"head_verb", "head_noun"} < set(params) and "head" not in params
+    features = {
+        m: jax.random.normal(jax.random.key(i), (2, 12)) for i, m in enumerate(BOTH)
+    }
+    logits = model.apply({"params": params}, features, method="classify")
+    for m in BOTH:
+        for name, classes in (("verb", 3), ("noun", 4)):
+            head = params[f"head_{name}"]
+            assert logits[m][name].shape == (2, classes)
+            wanted = features[m] @ head["kernel"] + head["bias"]
+            np.testing.assert_allclose(logits[m][name], wanted, rtol=1e-5, atol=1e-5)
+    present = {"rgb": jnp.array([True, False]), "spectrogram": jnp.ones(2, bool)}
+    found = classifier.combine(logits, present)
+    verb = {m: logits[m]["verb"] for m in BOTH}
+    np.testing.assert_array_equal(found["verb"], classifier.combine(verb, present))
+    np.testing.assert_array_equal(found["noun"][1], logits["spectrogram"]["noun"][1])
 
 
 def test_the_head_begins_at_zero_in_float32():

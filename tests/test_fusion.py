@@ -17,6 +17,7 @@ DEPTH = 3
 SETTINGS = {
     "mid": {"fusion_layers": 1},
     "bottleneck": {"fusion_layer": 1, "bottlenecks": 2},
+    "cross": {"fusion_layer": 1},
 }
 STACKS = {  # name: blocks
     "early": {"joint": 3},
@@ -24,6 +25,7 @@ STACKS = {  # name: blocks
     "separate": {"rgb": 3, "spectrogram": 3},
     "mid": {"rgb": 2, "spectrogram": 2, "joint": 1},
     "bottleneck": {"rgb": 3, "spectrogram": 3},
+    "cross": {"rgb": 3, "spectrogram": 3},
 }
 
 
@@ -36,8 +38,9 @@ def tokens():
     }
 
 
-def coder(kind, **options):
-    return Fusion(kind, DEPTH, OPTIONS, settings=SETTINGS.get(kind), **options)
+def coder(kind, settings=None, **options):
+    settings = SETTINGS.get(kind, {}) | (settings or {})
+    return Fusion(kind, DEPTH, OPTIONS, settings=settings, **options)
 
 
 def some_params(module):
@@ -81,7 +84,11 @@ def test_stacks_and_their_depth(kind):
     }
     assert blocks == STACKS[kind]
     norms = {name for name in blocks if "norm" in params[name]}
-    assert norms == (set() if kind == "bottleneck" else set(blocks))
+    assert norms == (set() if kind in ("bottleneck", "cross") else set(blocks))
+    assert ("norm" in params) is (kind in ("bottleneck", "cross"))
+    bare = some_params(coder(kind, norm=False))
+    assert not {"norm"} & set(bare)
+    assert all("norm" not in bare[name] for name in blocks)
 
 
 def test_early_is_one_stack_over_all_tokens():
@@ -147,7 +154,77 @@ def test_bottleneck_exchanges_tokens_of_those_who_are_present():
     assert np.abs(wanted["rgb"] - apart).max() > 0.01
 
 
-@pytest.mark.parametrize("kind", ["early", "mid"])
+def test_without_bottlenecks_at_test_nothing_meets_except_in_training():
+    module = coder("bottleneck", {"bottlenecks_at_test": False})
+    params, x = some_params(module), tokens()
+    assert "bottleneck" in params
+    alone = {m: bottleneck_by_hand(params, x, (m,))[m] for m in BOTH}
+    found = run(module, params, x)
+    for m in BOTH:  # a clip alone: its own copy of the bottleneck tokens is left out
+        whole = stack_without_norm(params[m], x[m])
+        wanted = normalised(whole, params["norm"])
+        np.testing.assert_allclose(found[m], wanted, rtol=1e-4, atol=1e-5)
+        assert np.abs(found[m] - alone[m]).max() > 0.01
+    assert_close(
+        run(module, params, x, train=True), bottleneck_by_hand(params, x, BOTH)
+    )
+
+
+def stack_without_norm(params, x, depth=DEPTH):
+    module = Stack(OPTIONS, (0.0,) * depth, False)
+    return quick(lambda p, x: module.apply({"params": p}, x))(params, x)
+
+
+def test_one_encoder_for_all_modalities():
+    """With bottlenecks: as two stacks with equal parameters."""
+    module = coder("bottleneck", {"share_encoder": True})
+    params, x = some_params(module), tokens()
+    assert set(params) == {"shared", "bottleneck", "norm"}
+    twice = {**params, "rgb": params["shared"], "spectrogram": params["shared"]}
+    assert_close(run(module, params, x), bottleneck_by_hand(twice, x, BOTH))
+
+
+def cross_by_hand(params, x):
+    """Each modality's tokens through its own layers, together with the others'."""
+    block = quick(lambda p, x: Block(OPTIONS).apply({"params": p}, x))
+    x = {m: block(params[m]["block_0"], x[m]) for m in BOTH}
+    for i in (1, 2):
+        joined = jnp.concatenate([x["rgb"], x["spectrogram"]], axis=1)
+        each = {m: block(params[m][f"block_{i}"], joined) for m in BOTH}
+        x = {"rgb": each["rgb"][:, :4], "spectrogram": each["spectrogram"][:, 4:]}
+    return {m: normalised(y, params["norm"]) for m, y in x.items()}
+
+
+@pytest.mark.parametrize("share_encoder", [False, True])
+def test_cross_attends_to_all_tokens_in_layers_of_its_own(share_encoder):
+    module = coder("cross", {"share_encoder": share_encoder})
+    params, x = some_params(module), tokens()
+    stacks = {m: params["shared"] for m in BOTH} if share_encoder else params
+    wanted = cross_by_hand({**stacks, "norm": params["norm"]}, x)
+    assert_close(run(module, params, x), wanted)
+
+
+def encoder_of(**changes):
+    """The encoder of a config's `model` with three layers."""
+    model = dict(drop_path=0.1, drop_path_rescale=True, norm=True)
+    model |= dict(block=dict(gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0))
+    size = Size(8, 3, 2, 16, 8, 2)
+    return fusion.build_encoder(ConfigDict(model | changes), size, jnp.dtype("float32"))
+
+
+def test_where_modalities_meet_is_counted_from_either_end():
+    meet = dict(fusion_layer=1, share_encoder=False)
+    assert encoder_of(fusion="mid", **meet).settings == {"fusion_layers": 2}
+    assert encoder_of(fusion="mid", fusion_layers=1).settings == {"fusion_layers": 1}
+    assert encoder_of(fusion="cross", **meet).settings == meet
+    own = dict(bottlenecks=2, bottlenecks_at_test=True)
+    assert encoder_of(fusion="bottleneck", **meet, **own).settings == meet | own
+    for kind in ("mid", "cross", "bottleneck"):
+        with pytest.raises(ConfigError, match="fusion_layer is 4, .* has 3 layers"):
+            encoder_of(fusion=kind, fusion_layer=4)
+
+
+@pytest.mark.parametrize("kind", ["early", "mid", "cross"])
 def test_tokens_of_a_missing_modality_are_never_attended_to(kind):
     module = coder(kind)
     params, x = some_params(module), tokens()
@@ -203,18 +280,10 @@ def test_mean_over_present():
     np.testing.assert_array_equal(mean_over_present(finite, None), [3, 6, 4])
 
 
-def test_the_config_gives_each_strategy_its_own_settings():
-    model = ConfigDict(
-        dict(fusion="mid", drop_path=0.1, drop_path_rescale=True, fusion_layers=2)
-    )
-    found = fusion.build_encoder(model, Size(8, 3, 2, 16, 8, 2), jnp.dtype("float32"))
-    assert found.settings == {"fusion_layers": 2}
+def test_the_config_is_passed_on():
+    found = encoder_of(fusion="separate", norm=False)
     assert (found.depth, found.drop_path, found.options.heads) == (3, 0.1, 2)
-    assert found.options.drop_path_rescale
-    model.fusion = "separate"
-    assert (
-        fusion.build_encoder(model, Size(8, 3, 2, 16, 8, 2), jnp.dtype("float32"))
-    ).settings == {}
-    model.fusion = "seperate"
+    assert found.options.drop_path_rescale and not found.norm
+    assert found.settings == {}
     with pytest.raises(ConfigError, match="model.fusion is 'seperate': .*'separate'"):
-        fusion.build_encoder(model, Size(8, 3, 2, 16, 8, 2), jnp.dtype("float32"))
+        encoder_of(fusion="seperate")

@@ -1,10 +1,12 @@
 """Metrics over padded batches against the whole set at once."""
 
+import math
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 
 from av_mae import metrics
@@ -29,6 +31,59 @@ def test_accuracies_are_the_published_ones():
     count = arrays["weights"].sum()
     assert found["top_1"] == pytest.approx(arrays["accuracy"].sum() / count)
     assert found["top_5"] == pytest.approx(arrays["accuracy_top_5"].sum() / count)
+
+
+@pytest.mark.skipif(
+    not PUBLISHED.is_file(), reason=f"the published numbers are not at {PUBLISHED}"
+)
+def test_several_labels_are_ranked_as_published():
+    arrays = np.load(PUBLISHED)
+    logits, labels = arrays["logits"], arrays["labels"]
+    found = metrics.ranking(logits, labels)
+    names = dict(mAP="mAP", AUC="AUC", d_prime="d-prime")
+    errors = [found[ours] - arrays[f"summary/{name}"] for ours, name in names.items()]
+    assert np.abs(errors).max() < 1e-6
+    assert found["mAP"] == pytest.approx(
+        float(arrays["summary/nanmean_average_precision"]), abs=1e-6
+    )
+    for k in range(11):
+        one = metrics.ranking(logits[:, [k]], labels[:, [k]])["mAP"]
+        wanted = float(arrays[f"summary/per_class_average_precision_{k}"])
+        assert one == pytest.approx(wanted, abs=1e-6)
+    parity.record("Scenic metrics", "mAP, AUC, d'", outputs=np.abs(errors).max())
+
+
+def test_ranking_by_hand():
+    """Of four clips in the order of their scores the first and third are positive."""
+    scores = np.array([[4.0], [3.0], [2.0], [1.0]])
+    found = metrics.ranking(scores, np.array([[1.0], [0.0], [1.0], [0.0]]))
+    assert found["mAP"] == pytest.approx((1 + 2 / 3) / 2)
+    assert found["AUC"] == pytest.approx(3 / 4)
+    assert found["d_prime"] == pytest.approx(math.sqrt(2) * 0.6744898)
+
+
+def test_classes_that_cannot_be_ranked_are_left_out():
+    """The first class has no positive clip, the second no negative one."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(20, 4))
+    labels = (rng.random((20, 4)) < 0.5).astype(np.float32)
+    labels[:, 0], labels[:, 1] = 0, 1
+    found, rest = (metrics.ranking(scores[:, i:], labels[:, i:]) for i in (0, 2))
+    assert found["AUC"] == rest["AUC"] and found["d_prime"] == rest["d_prime"]
+    assert found["mAP"] == pytest.approx((1 + 2 * rest["mAP"]) / 3)
+    none = metrics.ranking(scores[:, :1], labels[:, :1])
+    assert all(np.isnan(value) for value in none.values())
+
+
+def test_an_action_is_right_where_all_heads_are():
+    logits = {"verb": jnp.eye(3)[jnp.array([0, 1, 2, 0])]}
+    logits["noun"] = jnp.eye(4)[jnp.array([3, 2, 1, 0])]
+    labels = {"verb": jnp.array([0, 1, 0, 0]), "noun": jnp.array([3, 0, 1, 0])}
+    found = metrics.all_right(logits, labels)
+    assert (found.total, found.count) == (2, 4)
+    valid = jnp.array([True, True, True, False])
+    found = metrics.all_right(logits, labels, valid)
+    assert (found.total, found.count) == (1, 3)
 
 
 def padded(array, start, size):

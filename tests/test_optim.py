@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import parity
 import pytest
 from ml_collections import ConfigDict
 
@@ -76,6 +77,7 @@ def test_schedules_are_the_published_ones(name):
                 learning_rate_per_256=peak * per_256,
                 floor_per_256=config.get("alpha", 0.0) * peak * per_256,
                 warmup_epochs=config["warmup_steps"] / steps_per_epoch,
+                kind="scenic",
             )
         ),
         config["batch_size"],
@@ -94,16 +96,55 @@ def test_schedules_are_the_published_ones(name):
         assert float(schedule(step)) == pytest.approx(floor, abs=1e-9)
 
 
+RECIPE = SHARED / "fixtures" / "videomae" / "mcg_recipe"
+needs_recipe = pytest.mark.skipif(
+    not RECIPE.is_dir(), reason=f"VideoMAE's recipe is not at {RECIPE}"
+)
+
+
+@needs_recipe
+@pytest.mark.parametrize(
+    "name, per_256, floor, clips, warmup",
+    [
+        ("lr_ucf_pretrain_epochs20_niter7", 3e-4, 1e-5, 192, 4.0),
+        ("lr_ft_epochs20_niter7_wu5", 5e-4, 1e-5, 128, 5.0),
+        ("lr_warmup_steps", 1e-3, 1e-6, 256, 1.3),
+    ],
+)
+def test_schedules_are_videomaes(name, per_256, floor, clips, warmup):
+    wanted = np.load(RECIPE / "recipe.npz")[name]
+    per_epoch = 10 if name == "lr_warmup_steps" else 7
+    config = ConfigDict(
+        dict(
+            learning_rate_per_256=per_256,
+            floor_per_256=floor,
+            warmup_epochs=warmup,
+            kind="videomae",
+        )
+    )
+    schedule, _ = optim.learning_rate(config, clips, per_epoch, len(wanted))
+    found = jax.jit(schedule)(jnp.arange(len(wanted)))
+    np.testing.assert_allclose(found, wanted, 1e-5, 1e-6 * wanted.max())
+    error = np.abs(found - wanted).max() / wanted.max()
+    parity.record("Schedules and layers", name, outputs=error)
+
+
 def test_schedule_by_hand():
     schedule = optim.warmup_cosine(2.0, 0.5, 4.0, 8)
     found = [float(schedule(step)) for step in range(10)]
     middle = [0.5 + 1.5 * 0.5 * (1 + np.cos(np.pi * k / 4)) for k in range(4)]
     np.testing.assert_allclose(found, [0, 0.5, 1, 1.5, *middle, 0.5, 0.5], 1e-6)
     assert float(optim.warmup_cosine(2.0, 0.0, 0.0, 8)(0)) == 2.0
+    # VideoMAE's rule has the peak twice.
+    schedule = optim.warmup_cosine(2.0, 0.5, 3.0, 7, 1)
+    found = [float(schedule(step)) for step in range(4)]
+    np.testing.assert_allclose(found, [0, 1, 2, 2], 1e-6)
+    assert float(optim.warmup_cosine(2.0, 0.0, 1.0, 8, 1)(0)) == 2.0
 
 
 def test_the_text_states_rule_and_result():
     config = dict(learning_rate_per_256=3e-4, floor_per_256=1e-5, warmup_epochs=4.0)
+    config["kind"] = "scenic"
     schedule, text = optim.learning_rate(ConfigDict(config), 512, 3627, 435240)
     assert text == (
         "learning rate 0.0003 per 256 clips × 512 clips per update / 256 = 0.0006: "

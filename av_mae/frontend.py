@@ -25,6 +25,9 @@ TOLERANCE = 0.01
 XLA round otherwise where a tone leaves a filter nearly empty."""
 
 
+_log_mel = jax.jit(spectrogram.log_mel, static_argnums=1)
+
+
 class Error(NamedTuple):
     """How far a preset is from the nearest tensor: of logarithms, on all sounds."""
 
@@ -76,18 +79,12 @@ def _errors(name, waveform, values) -> Iterator[tuple[str, Error]]:
     if values.ndim == 4:
         values = values[..., 0]
     for preset in sorted(_presets()):
-        ours = np.asarray(_log_mel(preset, waveform))
+        ours = np.asarray(_log_mel(jnp.asarray(waveform), preset))[..., 0]
         for theirs in (values, values.swapaxes(1, 2)):
             if theirs.shape == ours.shape and np.isfinite(theirs).all():
                 apart = np.abs(theirs - ours)
                 error = Error(preset, float(apart.mean()), float(apart.max()), name)
                 yield preset, error
-
-
-def _log_mel(preset: str, waveform: np.ndarray) -> jax.Array:
-    return jax.jit(spectrogram.log_mel, static_argnums=1)(
-        jnp.asarray(waveform), preset
-    )[..., 0]
 
 
 def store(errors: list[Error], source: Path | str) -> Path | None:

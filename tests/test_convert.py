@@ -122,9 +122,8 @@ def test_a_file_is_evaluated_directly(config, published, tmp_path):
     data = synthetic.Dataset(config)
     direct, _ = finetune.predict_all(config, data, tmp_path / "empty")
     convert.convert(path, tmp_path / "out")
-    converted, _ = finetune.predict_all(config, data, tmp_path / "out")
+    assert_same(checkpoints.load(tmp_path / "out")[0], params)
     assert np.ptp(direct) > 0.1
-    np.testing.assert_array_equal(direct, converted)
 
 
 def test_finetuning_begins_from_a_published_pretraining_file(config, tmp_path):

@@ -5,6 +5,7 @@ import re
 import flax.serialization
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 import scenic
 
@@ -192,6 +193,7 @@ def test_the_stored_file(tmp_path):
     model = convert.abstract(found.config)
     expected = scenic.read(model, stored, places)
     assert_same(found.params, expected)
+    parity.record("scenic/checkpoint", path.name, outputs=0.0)
     assert {row.source for row in found.rows} == stored.keys()
     assert "79,040 parameters" in found.notes[-1]
     assert "model.decoder.kind='shared'" in found.notes[0]

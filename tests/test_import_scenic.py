@@ -285,6 +285,7 @@ def single_cases() -> dict[str, tuple[dict, dict, dict]]:
         learned = {
             "learned_1d": "learned",
             "learned_space_time": "learned_space_time",
+            "sinusoidal_2d": "sinusoidal_2d",
         }.get(told["model"]["positional_embedding"], "sinusoidal")
         norm = told["model"].get("normalise_encoder_output", True)
         expected = {"positions": learned, "norm": norm}
@@ -292,7 +293,7 @@ def single_cases() -> dict[str, tuple[dict, dict, dict]]:
             expected |= {"classes": 7, "head_norm": not norm}
         stored = pool | fixed
         stored = {n: stored[n] for n in told["param_names"]}
-        options = {"data.num_frames": 1} if case.startswith("vit_") else {}
+        options = SMALL | {"data.num_frames": 1} if case.startswith("vit_") else SMALL
         found[case] = (stored, expected, options)
     return found
 

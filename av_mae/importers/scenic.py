@@ -218,6 +218,14 @@ class _Source:
             tubelet = kernel[0] if len(kernel) == 5 else 1
         return kernel[-3], tubelet, kernel[-1]
 
+    def pictures(self) -> bool:
+        """Whether it is a model of pictures (ImageNet's), not of video."""
+        return self.patch()[1] == 1
+
+    def fixed_positions(self) -> str:
+        """The layout of the published config."""
+        return "sinusoidal_2d" if self.pictures() else "sinusoidal"
+
     def encoder(self, stack: str, depth: int) -> dict[str, Any]:
         """Fields of the encoder's size."""
         side, tubelet, width = self.patch()
@@ -404,15 +412,15 @@ class _Pretrained(_Source):
         """The published configs: `mid` is AudioSet's, `separate` VGGSound's."""
         audioset = self.fusion() != "separate"
         return {
-            "model.positions": "sinusoidal",
+            "model.positions": self.fixed_positions(),
             "model.decoder.kind": "shared",
-            "model.decoder.positions": "sinusoidal",
+            "model.decoder.positions": self.fixed_positions(),
             "objective.kind": "reconstruct",
             "objective.target.rgb": "raw",
             "objective.target.spectrogram": "raw",
             "mask.rgb.ratio": 0.9,
             "mask.spectrogram.ratio": 0.7 if audioset else 0.5,
-            "data.num_frames": 16,
+            "data.num_frames": 1 if self.pictures() else 16,
             "data.stride": 4,
             "data.audio_seconds": 10.0 if audioset else 8.0,
             "data.resize": "bilinear",
@@ -514,12 +522,14 @@ class _Finetuned(_Source):
         audioset, vggsound = classes == 527, classes == 309
         mbt_token = self.has("cls") and self.head == _HEAD
         assumed = {
-            "model.positions": "sinusoidal_cls" if mbt_token else "sinusoidal",
+            "model.positions": "sinusoidal_cls"
+            if mbt_token
+            else self.fixed_positions(),
             "model.pool": "mean",
             "model.drop_path": 0.3,
             "objective.kind": "sigmoid" if audioset else "softmax",
             "objective.label_smoothing": 0.3,
-            "data.num_frames": 32,
+            "data.num_frames": 1 if self.pictures() else 32,
             "data.stride": 2,
             "data.audio_seconds": 8.0 if vggsound else 10.0,
             "data.views": 4,

@@ -9,6 +9,7 @@ import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from typing import Any, NamedTuple
 
 import jax
@@ -106,7 +107,7 @@ def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
     return results
 
 
-def predict_all(config, dataset, workdir: Path) -> tuple[np.ndarray, np.ndarray]:
+def predict_all(config, dataset, workdir: Path) -> tuple[Any, Any]:
     """(logits [clips classes], labels), in the data set's order, of the newest step.
 
     With several heads both are dicts by head.

@@ -1,13 +1,19 @@
 """Finetuning: classes are learnt, views are averaged, weights come from pretraining."""
 
 import functools
+import json
 import logging
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import parity
 import pytest
+import scenic
+import scenic_finetune
 import synthetic
 
 from av_mae import (
@@ -17,6 +23,9 @@ from av_mae import (
     checkpoints,
     classifier,
     finetune,
+    metrics,
+    mixing,
+    optim,
     parallel,
     pretrain,
     update,
@@ -110,6 +119,208 @@ def test_logits_of_a_clip_are_the_mean_over_its_views(trained):
     np.testing.assert_allclose(mean, (first + second) / 2, rtol=1e-5, atol=1e-6)
 
 
+class TwoKinds(synthetic.Dataset):
+    """Clips with two kinds of labels."""
+
+    def __init__(self, config, **options):
+        super().__init__(config, classes=6, **options)
+        self.label_names = {"verb": ["a", "b", "c"], "noun": ["d", "e"]}
+
+    def clip(self, i):
+        row = super().clip(i)
+        label = row["label"]
+        return row | {"label": {"verb": label % 3, "noun": label // 3}}
+
+    def _batch(self, numbers):
+        rows = [self.clip(int(i)) for i in numbers]
+        return jax.tree.map(lambda *values: np.stack(values), *rows)
+
+
+def test_several_heads_are_trained_and_counted_apart(tmp_path):
+    heads = (("verb", 3), ("noun", 0))
+    config = tiny(steps=2, model__label_heads=heads, modalities=("rgb",))
+    data = {"train": TwoKinds(config), "eval": TwoKinds(config, num_clips=6)}
+    results = finetune.train(config, data, tmp_path)
+    assert set(results) == {
+        *("eval/loss", "eval/verb_top_1", "eval/noun_top_1", "eval/action_top_1")
+    }
+    assert finetune.evaluate(config, data, tmp_path) == results
+    logits, labels = finetune.predict_all(config, data["eval"], tmp_path)
+    assert logits["verb"].shape == (6, 3) and logits["noun"].shape == (6, 2)
+    right = {k: logits[k].argmax(axis=1) == labels[k] for k in logits}
+    assert results["eval/noun_top_1"] == pytest.approx(right["noun"].mean())
+    both = right["verb"] & right["noun"]
+    assert results["eval/action_top_1"] == pytest.approx(both.mean())
+    _, _, meta = checkpoints.load(tmp_path)
+    assert meta["labels"] == data["train"].label_names
+
+
+def test_several_labels_are_ranked_over_the_whole_set(tmp_path):
+    """The same numbers as of all logits at once, padding left out."""
+    config = tiny(steps=1, objective__kind="sigmoid", modalities=("rgb",))
+    config.eval.batch_size = 4
+    data = datasets(config, multilabel=True)
+    results = finetune.train(config, data, tmp_path)
+    logits, labels = finetune.predict_all(config, data["eval"], tmp_path)
+    assert logits.shape == labels.shape == (9, 3)
+    for name, value in metrics.ranking(logits, labels).items():
+        assert results[f"eval/{name}"] == pytest.approx(value)
+
+
+def test_a_mixed_batch_has_mixed_labels():
+    """All of the other row's where the share is 0: the loss of the batch reversed."""
+    config = tiny(augment__mixup=0.5, objective__label_smoothing=0.0)
+    batch = {"label": jnp.array([0, 1, 2, 2])}
+    logits = jax.random.normal(jax.random.key(0), (4, 3))
+    seen = []
+
+    def predict(params, batch, rng, train, mixes):
+        seen.append(mixes)
+        return {"rgb": logits, "spectrogram": logits}, None
+
+    mix = mixing.Mix(jnp.float32(0.0), jnp.array(False), jnp.zeros(4, int))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            mixing, "draw", lambda *args: dict.fromkeys(config.modalities, mix)
+        )
+        found, _ = finetune.make_loss(config, predict)({}, batch, jax.random.key(0))
+    reversed_batch = {"label": batch["label"][::-1]}
+    config.augment.mixup = 0.0
+    wanted, _ = finetune.make_loss(config, predict)(
+        {}, reversed_batch, jax.random.key(0)
+    )
+    assert float(found) == pytest.approx(float(wanted), rel=1e-6)
+    assert seen[0]["rgb"] is mix and seen[1] is None
+
+
+# Three real steps of Scenic's trainer.
+
+
+@scenic.needed
+@pytest.mark.parametrize("name", ["multilabel_mixmod", "multiclass_nomixup"])
+def test_three_steps_are_the_published_ones(name, monkeypatch):
+    """Clip, momentum, layer decay, warm-up, smoothing, each modality's own share."""
+    stored = scenic.arrays("train_steps/finetune_3steps.npz")
+    cases = scenic.meta("finetune/meta.json")["cases"]
+    mixed = name == "multilabel_mixmod"
+    kind = "multilabel" if mixed else "multiclass"
+    case = cases[f"{kind}__rgb_spectrogram"]
+    settings = scenic_finetune.settings_of(case)
+    settings.objective.label_smoothing = 0.3
+    settings.augment.mixup = 0.5 if mixed else 0.0
+    model = classifier.build(settings, 11)
+    places = scenic_finetune.places(case)
+    params = scenic_finetune.params_of(settings, case)
+    schedule = optim.warmup_cosine(0.5, 0.0, 2.0, 10)
+    layers = dict(layer_of=functools.partial(finetune.layer_of, 4), num_layers=4)
+    tx = optim.make(settings.optimizer, schedule, params, **layers)
+    share = {}
+
+    def draw(rng, augment, size, modalities):
+        none = (jnp.array(False), jnp.zeros(4, int))
+        return {m: mixing.Mix(share["now"][i], *none) for i, m in enumerate(modalities)}
+
+    def predict(params, batch, rng, train, mixes):
+        clips = {m: batch[m] for m in settings.modalities}
+        if mixes:
+            clips = {m: mixing.apply(x, mixes[m]) for m, x in clips.items()}
+        patches = scenic.patches(clips, settings)
+        return model.apply({"params": params}, patches, None, train), None
+
+    monkeypatch.setattr(mixing, "draw", draw)
+    loss = finetune.make_loss(settings, predict)
+
+    @scenic.quick
+    def step(params, state, batch, shares):
+        share["now"] = shares
+        (value, _), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, 0)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, optax.tree.norm(grads)
+
+    state, norms = tx.init(params), []
+    with jax.default_matmul_precision("highest"):
+        for i in range(3):
+            at = lambda key, i=i: jnp.asarray(stored[f"{name}/step{i}/{key}"])
+            batch = {m: at(f"inputs/{m}") for m in settings.modalities}
+            shares = at("mixup_weights_rgb_spectrogram") if mixed else None
+            params, state, norm = step(
+                params, state, batch | {"label": at("label")}, shares
+            )
+            wanted = at("metrics/max_grad_norm_preclip_after_pmean")
+            norms.append(float(norm) / float(wanted[0] / wanted[1]) - 1)
+    after = f"{name}/step2/params_after/"
+    found = scenic.write(params, places)
+    wanted = {k.removeprefix(after): v for k, v in stored.items() if after in k}
+    assert set(found) == set(wanted)
+    errors = [np.abs(np.ravel(found[k]) - np.ravel(wanted[k])).max() for k in wanted]
+    assert max(errors) < 1e-5 and np.abs(norms).max() < 1e-4
+    parity.record(
+        "Scenic training steps",
+        f"finetune {name}",
+        outputs=max(errors),
+        gradients=np.abs(norms).max(),
+    )
+
+
+# Which parameters decay, and how fast each layer learns: VideoMAE's groups.
+
+VIDEOMAE = {
+    "patch_embed.proj": "embed/rgb",
+    "fc_norm": "head_norm",
+    "head": "head",
+    "norm1": "norm_1",
+    "norm2": "norm_2",
+    "attn": "attention/qkv",
+    "attn.qkv": "attention/qkv",
+    "attn.proj": "attention/out",
+    "mlp.fc1": "mlp/in",
+    "mlp.fc2": "mlp/out",
+}
+
+
+def ours_of(name: str) -> str:
+    """Our name of a parameter of VideoMAE's classifier."""
+    layer, leaf = name.rsplit(".", 1)
+    block = re.fullmatch(r"blocks\.(\d+)\.(.*)", layer)
+    place = VIDEOMAE[block[2] if block else layer]
+    weight = "scale" if "norm" in place else "kernel"
+    leaf = weight if leaf == "weight" else "bias"
+    return (
+        f"encoder/rgb/block_{block[1]}/{place}/{leaf}" if block else f"{place}/{leaf}"
+    )
+
+
+RECIPE = scenic.SHARED / "fixtures" / "videomae" / "mcg_recipe" / "recipe.json"
+
+
+@pytest.mark.skipif(not RECIPE.is_file(), reason=f"there are no numbers at {RECIPE}")
+def test_layers_and_decay_are_videomaes():
+    config = tiny(
+        modalities=("rgb",),
+        model__fusion="separate",
+        model__depth=3,
+        model__norm=False,
+        model__head_norm=True,
+        optimizer__layer_decay=0.75,
+    )
+    config.model.block.key_bias = False
+    model = classifier.build(config, 3)
+    init = functools.partial(finetune.init, config, model)
+    params = jax.eval_shape(init, jax.random.key(0))
+    decay = optim.by_rule(config.optimizer.decay_rules, params, "")
+    layer_of = functools.partial(finetune.layer_of, 3)
+    scales = optim.named(optim.layer_scales(0.75, params, layer_of, 3))
+    decay = {k: 0.05 * v for k, v in optim.named(decay).items()}
+    wanted = json.loads(RECIPE.read_text())["layer_decay_0.75_depth3"]
+    assert {ours_of(name) for name in wanted} == set(scales)
+    for name, group in wanted.items():
+        ours = ours_of(name)
+        assert layer_of(ours) == group["layer"], name
+        assert scales[ours] == pytest.approx(group["lr_scale"]), name
+        assert decay[ours] == pytest.approx(group["weight_decay"]), name
+    parity.record("Schedules and layers", "layer_decay_0.75_depth3", outputs=0)
+
+
 # The loss and the settings.
 
 
@@ -126,7 +337,7 @@ def test_loss_is_the_mean_of_the_modalities_entropies(kind, smoothing, missing):
     logits = {m: draw.normal(size=(8, 3)) for m in ("rgb", "spectrogram")}
     has = {"rgb": np.ones(8, bool), "spectrogram": np.arange(8) // 2 != 2}
 
-    def predict(params, batch, rng, train):
+    def predict(params, batch, rng, train, mixes=None):
         values = jax.tree.map(jnp.float32, logits)
         return values, jax.tree.map(jnp.asarray, has) if missing else None
 
@@ -246,7 +457,7 @@ def test_what_stands_in_for_missing_sound_or_picture_changes_nothing(tmp_path):
 def pretrained(tmp_path_factory):
     """(workdir, config, params) of a pretraining that has saved its first state."""
 
-    def make(**changes):
+    def make(average=False, **changes):
         config = synthetic.tiny("digits/pretrain", model__depth=3, **changes)
         workdir = tmp_path_factory.mktemp("pretrained")
         mesh, model = parallel.mesh(), autoencoder.build(config)
@@ -260,6 +471,8 @@ def pretrained(tmp_path_factory):
         _, abstract = update.initial(init, tx, 0, mesh)
         empty = lambda x: jnp.zeros(x.shape, x.dtype)
         state = jax.tree.map(empty, abstract) | {"params": values}
+        if average:
+            state["ema"] = jax.tree.map(lambda x: 2 * x, values)
         with runs.Run(config, runs.meta_of(config, data["train"]), workdir) as run:
             run.save(8, state)
         return workdir, config, values
@@ -358,6 +571,80 @@ def test_an_audiovisual_source_for_one_modality_alone_misses_nothing(pretrained)
         taken(tiny(model__depth=3), workdir)
 
 
+def test_each_modality_may_come_from_a_source_of_its_own(pretrained, caplog):
+    """Pictures from a video-only model, sound from another's, the norms fresh."""
+    rgb, _, pictures = pretrained(modalities=("rgb",), model__fusion="separate")
+    both, _, sounds = pretrained(model__fusion_layers=1)
+    config = tiny(model__depth=3)
+    config.init_from.rgb.checkpoint_path = str(rgb)
+    config.init_from.spectrogram.checkpoint_path = str(both)
+    with caplog.at_level(logging.INFO):
+        params = taken(config, "")
+    pictures, sounds = checkpoints._names(pictures), checkpoints._names(sounds)
+    for name, value in params.items():
+        if name.startswith(("embed/rgb", "encoder/rgb")):
+            np.testing.assert_array_equal(value, pictures[name])
+        elif name.startswith(("embed/", "encoder/spectrogram")):
+            source = name.replace("spectrogram/block_2", "joint/block_0")
+            np.testing.assert_array_equal(value, sounds[source])
+        else:
+            assert not np.any(value), name
+    assert f"init_from.rgb {rgb}\n" in caplog.text
+    assert f"init_from.spectrogram {both}\n" in caplog.text
+
+
+def test_a_part_replaces_that_of_the_whole(pretrained):
+    whole, _, source = pretrained(model__fusion="separate")
+    rgb, _, pictures = pretrained(modalities=("rgb",), model__fusion="separate")
+    config = tiny(model__depth=3)
+    config.init_from.rgb.checkpoint_path = str(rgb)
+    params = taken(config, whole)
+    source, pictures = checkpoints._names(source), checkpoints._names(pictures)
+    name = "encoder/{}/block_1/mlp/in/kernel"
+    for m, values in (("rgb", pictures), ("spectrogram", source)):
+        np.testing.assert_array_equal(params[name.format(m)], values[name.format(m)])
+    config.init_from.rgb.checkpoint_path = str(pretrained(model__fusion="early")[0])
+    name = "encoder/joint/block_1/mlp/in/kernel"
+    early = checkpoints._names(pretrained(model__fusion="early")[2])
+    params = taken(config, whole)
+    np.testing.assert_array_equal(
+        params["encoder/rgb/block_1/mlp/in/kernel"], early[name]
+    )
+
+
+def test_other_blocks_are_told_and_key_biases_made_or_left(pretrained, caplog):
+    block = dict(gelu="erf", eps=1e-6, key_bias=False, layer_scale=0.0)
+    path, _, source = pretrained(
+        modalities=("rgb",),
+        model__fusion="separate",
+        **{f"model__block__{k}": v for k, v in block.items()},
+    )
+    name = "encoder/rgb/block_1/attention/qkv/bias"
+    config = tiny(model__depth=3, modalities=("rgb",))
+    with caplog.at_level(logging.WARNING):
+        found = taken(config, path)[name]
+    bias = checkpoints._names(source)[name]
+    np.testing.assert_array_equal(found, [bias[0], 0 * bias[0], bias[1]])
+    assert "model.block.gelu is 'tanh', but the source was trained" in caplog.text
+    assert len(caplog.records) == 1
+    back = classifier.key_bias(found, bias.shape)
+    np.testing.assert_array_equal(back, bias)
+
+
+def test_moving_averages_are_taken_where_they_are_asked_for(pretrained):
+    path, _, _ = pretrained(model__fusion_layers=1)
+    config = tiny(model__depth=3)
+    config.init_from.weights = "ema"
+    with pytest.raises(CheckpointError, match="holds no 'ema'; it holds .*params"):
+        taken(config, path)
+    path, _, source = pretrained(model__fusion_layers=1, average=True)
+    name = "embed/rgb/kernel"
+    both = [checkpoints._names(source)[name] * factor for factor in (1, 2)]
+    for weights, wanted in zip(("params", "ema"), both, strict=True):
+        config.init_from.weights = weights
+        np.testing.assert_array_equal(taken(config, path)[name], wanted)
+
+
 def test_training_begins_from_the_source(pretrained, tmp_path, caplog):
     """At learning rate 0 a run ends with the parameters that it began with."""
     workdir, _, source = pretrained(model__fusion_layers=1)
@@ -385,7 +672,13 @@ VARIANTS = [
     dict(compute__accumulate=2),
     dict(data__samples_per_clip=2),
     dict(model__pool="max"),
-    dict(model__fusion="mid"),
+    dict(model__fusion="mid", model__fusion_layer=1),
+    dict(model__fusion="cross", model__fusion_layer=1),
+    dict(model__share_encoder=True),
+    dict(model__pool="token", model__cls_token=True, model__modality_embeddings=True),
+    dict(model__head_norm=True, model__norm=False, model__head_dropout=0.2),
+    dict(augment__mixup=0.8, augment__mix_per_modality=True),
+    dict(augment__mixup=0.8, augment__cutmix=1.0),
     dict(optimizer__layer_decay=1.0),
 ]
 
@@ -396,8 +689,6 @@ VARIANTS = [
 )
 def test_every_setting_trains(changes, tmp_path):
     config = tiny(**changes)
-    if config.model.fusion == "mid":
-        config.model.fusion_layers = 1
     multilabel = config.objective.kind == "sigmoid"
     views = config.data.samples_per_clip
     data = datasets(config, views=views, multilabel=multilabel)
@@ -405,6 +696,7 @@ def test_every_setting_trains(changes, tmp_path):
     rows = [row for row in synthetic.lines(tmp_path) if "loss" in row]
     assert rows[-1]["loss"] < 0.95 * rows[0]["loss"], rows
     assert ("eval/top_1" in results) is not multilabel
+    assert ("eval/mAP" in results) is multilabel
     logits, labels = finetune.predict_all(config, data["eval"], tmp_path)
     labels = labels.argmax(axis=1) if multilabel else labels
     assert np.mean(logits.argmax(axis=1) == labels) > 0.6

@@ -92,6 +92,12 @@ def imported(name: str) -> importers.Imported:
 
 
 @functools.cache
+def whole(settings: str) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of all parameters of a config's model."""
+    return convert.shapes(convert.abstract(runs.config_of(json.loads(settings))))
+
+
+@functools.cache
 def stored(name: str) -> dict[str, np.ndarray]:
     """Inputs and outputs; other spellings of the same weights have those of `_tiny`."""
     path = FIXTURES / name / "io.npz"
@@ -145,50 +151,61 @@ def close(found, wanted):
 
 @functools.cache
 def autoencoder_of(settings: str):
-    """The compiled (params, patches, masks) → (encoded, predictions) of a config."""
-    network = autoencoder.build(runs.config_of(json.loads(settings)))
+    """(params, patches, masks) → normalised loss, (losses, targets, encoded, …)."""
+    config = runs.config_of(json.loads(settings))
+    network = autoencoder.build(config)
 
     def run(self, patches, masks):
         return self.encoder(self.embed(patches, masks))["rgb"], self(patches, masks)
 
-    return jax.jit(lambda p, *inputs: network.apply({"params": p}, *inputs, method=run))
+    def forward(params, patches, masks):
+        encoded, found = network.apply({"params": params}, patches, masks, method=run)
+        prediction, each = found["rgb"], []
+        hidden = masking.take(patches["rgb"], masks["rgb"].masked)
+        targets = {}
+        for word, kind in TARGETS.items():
+            config.objective.target.rgb = kind
+            targets[word] = pretrain.target(config, "rgb", hidden)
+            each.append(losses.masked_mse(prediction, targets[word]))
+        return each[0], (each, targets, encoded, prediction)
+
+    return forward
+
+
+@functools.cache
+def compiled(settings: str, gradients: bool):
+    """The function of `autoencoder_of`, with the gradients of its loss if wanted."""
+    forward = autoencoder_of(settings)
+    if gradients:
+        return jax.jit(jax.value_and_grad(forward, has_aux=True))
+    return jax.jit(lambda *args: (forward(*args), None))
 
 
 def compare_pretraining(name: str):
     """Outputs and losses of every stored mask, and the gradients where they are."""
-    config, params, io = imported(name).config, imported(name).params, stored(name)
-    patches, errors = patches_of(config, io), {"outputs": [], "loss": []}
-    forward = autoencoder_of(runs.config_json(config))
-    config = config.copy_and_resolve_references()
-
-    def loss_of(prediction, masks, kind):
-        config.objective.target.rgb = kind
-        hidden = masking.take(patches["rgb"], masks["rgb"].masked)
-        target = pretrain.target(config, "rgb", hidden)
-        return losses.masked_mse(prediction, target), target
-
+    model, io, errors = imported(name), stored(name), {"outputs": [], "loss": []}
+    patches, settings = patches_of(model.config, io), runs.config_json(model.config)
     for key in [k for k in io if k.startswith("bool_masked_pos")]:
         masks, which = mask_of(io[key]), key.removeprefix("bool_masked_pos")
-        encoded, prediction = forward(params, patches, masks)
+        reference = gradients(name) if which != "_random" else {}
+        forward = compiled(settings, bool(reference))
+        (_, found), slopes = forward(model.params, patches, masks)
+        each, targets, encoded, prediction = found
         wanted = io.get(f"logits{which}", io.get("output"))
-        errors["outputs"].append(worst(prediction["rgb"], wanted))
+        errors["outputs"].append(worst(prediction, wanted))
         if which != "_random":
             wanted = io.get(f"encoder_last_hidden_state{which}")
             close(encoded, io.get("encoder_output", wanted))
-        for word, kind in TARGETS.items():
-            loss, target = loss_of(prediction["rgb"], masks, kind)
+        for loss, word in zip(each, TARGETS, strict=True):
             wanted = io.get(f"loss{which}_norm_pix_{word}")
             wanted = io.get(f"loss_normlize_{word}", wanted)
             if wanted is not None:
                 errors["loss"].append(worst(loss, wanted))
             if f"labels_normlize_{word}" in io:
-                worst(target, io[f"labels_normlize_{word}"])
-    if wanted := gradients(name):
-        masks = mask_of(io.get("bool_masked_pos_tube", io.get("bool_masked_pos")))
-        predict = lambda p: forward(p, patches, masks)[1]["rgb"]
-        loss = lambda p: loss_of(predict(p), masks, TARGETS["true"])[0]
-        found = optim.named(jax.device_get(jax.jit(jax.grad(loss))(params)))
-        errors["gradients"] = [worst_gradient(found, wanted)]
+                worst(targets[word], io[f"labels_normlize_{word}"])
+        if reference:
+            slopes = optim.named(jax.device_get(slopes))
+            errors["gradients"] = [worst_gradient(slopes, reference)]
     return {key: max(values) for key, values in errors.items() if values}
 
 
@@ -238,11 +255,10 @@ def test_stored_outputs_are_met(name):
 
 @pytest.mark.parametrize("name", cases())
 def test_stored_files_fill_the_whole_model(name):
-    model = convert.fitted(imported(name), name)
-    named, shapes = optim.named(model.params), convert.shapes
-    assert shapes(model.params) == shapes(convert.abstract(model.config))
-    targets = {row.target for row in model.rows if row.target}
-    assert targets == named.keys()
+    model = imported(name)
+    assert convert.shapes(model.params) == whole(runs.config_json(model.config))
+    named = optim.named(model.params)
+    assert {row.target for row in model.rows if row.target} == named.keys()
     assert all(x.dtype == np.float32 for x in named.values())
 
 
@@ -365,7 +381,7 @@ def assert_same(found: importers.Imported, wanted: importers.Imported):
     assert optim.named(found.params).keys() == optim.named(wanted.params).keys()
     jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
     assert found.config.model == wanted.config.model
-    assert convert.fitted(found, "x") is found
+    assert convert.shapes(found.params) == whole(runs.config_json(wanted.config))
 
 
 @pytest.mark.parametrize("biases", ["q_bias", "query", "all"])
@@ -466,7 +482,7 @@ def test_layer_scale(tmp_path, finetuned):
         wanted = arrays[f"{root}blocks.1.gamma_{i}"]
         np.testing.assert_array_equal(block[f"scale_{i}"], wanted)
     assert found.config.model.block.layer_scale > 0
-    assert convert.fitted(found, "x")
+    assert_same(found, anchor(finetuned, scaled=True))
 
 
 def test_the_final_norm_and_the_first_token(tmp_path):
@@ -701,7 +717,9 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("variant", PUBLISHED)
+@pytest.mark.parametrize(
+    "variant", ["S", "B", *(pytest.param(x, marks=pytest.mark.slow) for x in "LH")]
+)
 @pytest.mark.parametrize("trainer", ["pretrain", "finetune"])
 def test_published_numbers_of_parameters(variant, trainer):
     config = videomae.published(trainer, variant, classes=400)

@@ -58,6 +58,11 @@ class Tensor(_Final):
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         values = np.frombuffer(self.archive.read(f"data/{self.key}"), self.dtype)
+        if math.prod(self.shape) > len(values):  # however little a bomb takes on disk
+            raise CheckpointError(
+                f"{self.archive.path}: a tensor {self.shape} is not read, because the "
+                f"file has only {len(values)} values for it."
+            )
         strides = [stride * self.dtype.itemsize for stride in self.strides]
         view = np.lib.stride_tricks.as_strided(
             values[self.offset :], self.shape, strides, writeable=False
@@ -139,7 +144,7 @@ def _tensor(storage, offset, shape, strides, *_) -> Tensor:
         raise pickle.UnpicklingError("it describes a tensor in an unknown way")
     reach = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     size = math.prod(shape)
-    if size and (offset + reach >= storage.size or size > storage.size):
+    if size and offset + reach >= storage.size:
         raise pickle.UnpicklingError(
             f"it describes a tensor {tuple(shape)} that reaches beyond its storage of "
             f"{storage.size} values"
@@ -181,7 +186,8 @@ _DATA_NAMES = (
     "numpy.dtype",
     "numpy.ndarray",
     "torch.device",
-    *(f"torch.{x}" for x in ("bfloat16", "float16", "float32", "float64", "int64")),
+    *(f"torch.{x}int{bits}" for x in ("", "u") for bits in (8, 16, 32, 64)),
+    *(f"torch.{x}" for x in ("bfloat16", "bool", "float16", "float32", "float64")),
 )
 
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
@@ -75,7 +76,7 @@ class BatchNorm(nn.Module):
     not `present` do not count.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

@@ -113,6 +113,79 @@ def stored_losses(case, stored, train, logits) -> float:
     return max(found)
 
 
+# The stored models of one modality alone: video (vivit) and pictures (vit).
+
+SINGLE = "single_modality_models"
+SINGLE_PLACES = {
+    "embed/rgb": "embedding",
+    "embed/cls_rgb": "cls",
+    "encoder/rgb": "Transformer/encoderblock_{}",
+    "head_norm": "encoder_norm",
+    "head": "output_projection",
+}
+
+
+@functools.cache
+def single_cases():
+    if not scenic.SCENIC.is_dir():
+        return {}
+    cases = scenic.meta(f"{SINGLE}/meta.json")["cases"]
+    stored = scenic.arrays(f"{SINGLE}/fixtures.npz")
+    return {name: case for name, case in cases.items() if f"{name}/logits" in stored}
+
+
+@scenic.needed
+def test_no_stored_case_of_one_modality_is_missing():
+    assert len(single_cases()) >= 5
+
+
+@scenic.needed
+@pytest.mark.parametrize("name", single_cases())
+def test_logits_of_one_modality_are_the_published_ones(name):
+    case, stored = single_cases()[name], scenic.arrays(f"{SINGLE}/fixtures.npz")
+    theirs, kind = case["model"], name.split("__")[0]
+    token = theirs["classifier"] == "token"
+    inside = "Transformer/encoder_norm/scale" in case["param_names"]
+    settings = scenic.settings(
+        "audioset/finetune",
+        ("rgb",),
+        fusion="separate",
+        depth=2,
+        mlp=48,
+        drop_path=0.0,
+        positions=theirs["positional_embedding"],
+        cls_token=token,
+        pool="token" if token else "mean",
+        norm=inside,
+        head_norm=not inside,
+    )
+    settings.model.width = 24
+    clip = jnp.asarray(stored["input/video"])
+    if kind == "vit_finetune":  # a picture is a video of one frame
+        settings.model.variant = "Ti/8x1"
+        settings.data.num_frames, settings.data.size = 1, 24
+        clip = jnp.asarray(stored["input/image"])[:, None]
+    model = classifier.build(settings, 7)
+    pool = scenic.arrays(f"{SINGLE}/params_{kind}.npz")
+    own = f"{name}/params_override/"
+    pool = pool | {k.removeprefix(own): v for k, v in stored.items() if own in k}
+    params = scenic.read(abstract_of(settings, model), pool, SINGLE_PLACES)
+    apply = functools.partial(model.apply, {"params": params})
+    with jax.default_matmul_precision("highest"):
+        features = apply(
+            quick(functools.partial(apply, method="encode"))(
+                scenic.patches({"rgb": clip}, settings)
+            ),
+            method="features",
+        )
+        if "freeze_backbone" in theirs:
+            # The probe's batch norm with its first statistics: mean 0, variance 1.
+            features = {"rgb": features["rgb"] / np.sqrt(1 + 1e-5)}
+        logits = apply(features, method="classify")["rgb"]
+    error = worst(logits, stored[f"{name}/logits"])
+    parity.record("Scenic models of one modality", name, outputs=error)
+
+
 def stored_target(modalities, share_encoder=False):
     """(config, case) of the stored model with other modalities or one encoder."""
     case = stored_cases()["variant__fusion_layer_0"]

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scenic
+import scenic_pretrain
 import synthetic
 from PIL import Image
 
@@ -310,6 +312,20 @@ def test_what_stands_in_for_missing_sound_or_picture_changes_nothing(tmp_path):
     assert quiet == loud and len(quiet) == 4
     quiet, loud = (checkpoints.load(workdir)[0] for workdir in workdirs)
     jax.tree.map(np.testing.assert_array_equal, quiet, loud)
+
+
+# The published trainer, step by step.
+
+
+@scenic.needed
+def test_three_updates_are_the_published_ones():
+    scenic_pretrain.compare_steps()
+
+
+@scenic.needed
+@pytest.mark.slow
+def test_the_loss_of_200_updates_is_the_published_one():
+    scenic_pretrain.compare_curve()
 
 
 # Each second value through whole runs.

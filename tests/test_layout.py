@@ -179,7 +179,8 @@ def test_rooms_are_named_by_concept():
 def test_every_source_has_a_test_and_every_stem_is_one_file():
     stems = [p.stem for p in sources("av_mae", "data") if p.stem != "__init__"]
     assert sorted(stems) == sorted(set(stems))
-    tests = {p.stem.removeprefix("test_") for p in sources("tests")}
+    names = {p.stem.removeprefix("test_") for p in sources("tests")}
+    tests = names | {name.removeprefix("import_") for name in names}
     assert set(stems) - tests == set()
 
 

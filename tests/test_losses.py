@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 from einops import rearrange
 
@@ -25,55 +26,50 @@ def patches_of(clip):
     return jnp.asarray(rearrange(clip, "b (h p) (w q) c -> b (h w) (p q c)", p=8, q=8))
 
 
-@needs_fixtures
-@pytest.mark.parametrize("prefix", ["patch8", "nonsquare"])
-@pytest.mark.parametrize(
-    "modality, kind, name",
-    [
-        ("rgb", "raw", "plain"),
-        ("rgb", "standardised", "standardise"),
-        ("rgb", "standardised_channels", "standardise_channels"),
-        ("spectrogram", "raw", "plain"),
-        ("spectrogram", "standardised", "standardise"),
-        # One channel: by patch and channel is by patch.
-        ("spectrogram", "standardised_channels", "standardise"),
-    ],
-)
-def test_targets_are_the_published_ones(prefix, modality, kind, name):
+# Scenic's names of our targets.
+PUBLISHED = {
+    "plain": "raw",
+    "standardise": "standardised",
+    "standardise_channels": "standardised_channels",
+    "grayscale": "grey",
+    "central_frame": "central_frame",
+    "standardise_central_frame": "standardised_central_frame",
+}
+
+
+def stored_targets():
+    """(name, the input, ours of its kind) of each stored target."""
+    stored = np.load(SCENIC / "pretrain" / "targets.npz")
     inputs = np.load(SCENIC / "pretrain" / "inputs.npz")
-    wanted = np.load(SCENIC / "pretrain" / "targets.npz")
-    clip = inputs[f"{prefix}/{modality}"]
-    found = losses.target(patches_of(clip), kind, clip.shape[-1])
-    np.testing.assert_allclose(
-        found, wanted[f"{prefix}/{modality}/{name}"], rtol=1e-5, atol=1e-5
-    )
+    for name in stored:
+        source, _, kind = name.rpartition("/")
+        if kind in PUBLISHED:
+            clip = stored["image_input"] if source == "image" else inputs[source]
+            yield name, clip, PUBLISHED[kind], stored[name]
 
 
 @needs_fixtures
-@pytest.mark.parametrize(
-    "case, kinds",
-    [
-        ("separate_encoders_and_concat__same_decoder__plain", ("raw", "raw")),
-        ("loss__standardise_per_patch", ("standardised", "standardised")),
-        # The published code does this to frames only and leaves sound raw.
-        ("loss__standardise_per_patch_channels", ("standardised_channels", "raw")),
-    ],
-)
-def test_masked_mse_is_the_published_loss(case, kinds):
-    case = np.load(SCENIC / "pretrain" / "cases" / f"{case}.npz")
-    inputs = np.load(SCENIC / "pretrain" / "inputs.npz")
-    total = 0.0
-    for modality, kind in zip(("rgb", "spectrogram"), kinds, strict=True):
-        clip = inputs[f"patch8/{modality}"]
-        masked = case[f"mask/{modality}/masked_indices"][..., None]
-        take = lambda x, masked=masked: jnp.take_along_axis(x, masked, axis=1)
-        wanted = losses.target(patches_of(clip), kind, clip.shape[-1])
-        found = losses.masked_mse(
-            take(jnp.asarray(case[f"pred/{modality}"])), take(wanted)
+def test_targets_are_the_published_ones():
+    cases = list(stored_targets())
+    assert len(cases) >= 18 and {kind for _, _, kind, _ in cases} == {
+        *PUBLISHED.values()
+    }
+    for name, clip, kind, wanted in cases:
+        frames = 2 if clip.ndim == 5 else 1
+        found = losses.target(patches_of(clip), kind, clip.shape[-1], frames)
+        assert (
+            losses.target_size(kind, 64 * frames * clip.shape[-1], frames)
+            == (wanted.shape[-1])
         )
-        np.testing.assert_allclose(found, case[f"loss_per_modality/{modality}"], 1e-5)
-        total += 0.5 * found
-    np.testing.assert_allclose(total, case["loss"], 1e-5)
+        error = float(np.abs(np.asarray(found) - wanted).max())
+        parity.record("Scenic targets", name, outputs=error)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_one_channel_by_patch_and_channel_is_by_patch():
+    patches = jax.random.normal(jax.random.key(0), (2, 4, 24))
+    found = losses.target(patches, "standardised_channels", 1)
+    np.testing.assert_array_equal(found, losses.target(patches, "standardised", 1))
 
 
 @needs_fixtures
@@ -112,9 +108,25 @@ CROSS_ENTROPY_CASES = {
 @pytest.mark.parametrize("kind", losses.TARGETS)
 def test_statistics_bring_a_prediction_back(kind):
     patches = 5 + 3 * jax.random.normal(jax.random.key(0), (2, 4, 24))
-    mean, deviation = losses.target_statistics(patches, kind, 3)
-    wanted = losses.target(patches, kind, 3)
-    np.testing.assert_allclose(wanted * deviation + mean, patches, rtol=1e-5, atol=1e-5)
+    mean, deviation = losses.target_statistics(patches, kind, 3, 2)
+    found = losses.target(patches, kind, 3, 2)
+    values = losses.TARGETS[kind].values(patches, 3, 2)
+    assert values.shape[-1] == losses.target_size(kind, 24, 2)
+    np.testing.assert_allclose(found * deviation + mean, values, rtol=1e-5, atol=1e-5)
+    if kind != "grey":
+        drawn = losses.to_patches(values, 24)
+        np.testing.assert_array_equal(drawn[..., 12:], patches[..., 12:])
+
+
+def test_the_unbiased_target_is_that_of_videomae():
+    """Each channel of a patch apart: (x − mean) / (√(Σ(x − mean)²/(p − 1)) + 1e-6)."""
+    patches = np.random.default_rng(0).normal(size=(2, 3, 12)).astype(np.float32)
+    found = losses.target(jnp.asarray(patches), "standardised_channels_unbiased", 3)
+    x = patches.astype(np.float64).reshape(2, 3, 4, 3)
+    centred = x - x.mean(axis=2, keepdims=True)
+    deviation = np.sqrt((centred**2).sum(axis=2, keepdims=True) / 3) + 1e-6
+    wanted = (centred / deviation).reshape(2, 3, 12)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_a_flat_patch_has_a_finite_target():
@@ -123,7 +135,7 @@ def test_a_flat_patch_has_a_finite_target():
 
 
 def test_an_unknown_target_is_named():
-    with pytest.raises(ConfigError, match="objective.target is 'rwa': choose .* raw"):
+    with pytest.raises(ConfigError, match="objective.target is 'rwa': .* 'raw'"):
         losses.target(jnp.ones((1, 1, 3)), "rwa", 3)
 
 

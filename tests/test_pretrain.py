@@ -17,6 +17,7 @@ from av_mae import (
     checkpoints,
     inputs,
     loop,
+    losses,
     pretrain,
 )
 from av_mae import run as runs
@@ -145,18 +146,76 @@ def hidden_patches(masks, patches, m):
     return np.take_along_axis(patches, np.asarray(masks[m].masked)[..., None], axis=1)
 
 
-@pytest.mark.parametrize("kind", ["raw", "standardised", "standardised_channels"])
-def test_targets(kind):
-    config = synthetic.tiny(CONFIG, objective__target=kind)
+def by_hand(kind, x, channels):
+    """The target of patches [b m f], tubes of two frames, in float64."""
+    if kind == "pixels":
+        return x * 0.5 + 0.5
+    if kind == "central_frame":
+        return x[..., x.shape[-1] // 2 :]
+    if kind == "standardised_channels_unbiased":
+        x = (x * 0.5 + 0.5).reshape(*x.shape[:2], -1, channels)
+        deviation = np.sqrt(x.var(2, keepdims=True, ddof=1)) + 1e-6
+        return (x - x.mean(2, keepdims=True)) / deviation
+    if kind == "raw":
+        return x
+    size = channels if kind == "standardised_channels" else 1
+    x = x.reshape(*x.shape[:2], -1, size)
+    return (x - x.mean(2, keepdims=True)) / np.sqrt(x.var(2, keepdims=True) + 1e-6)
+
+
+@pytest.mark.parametrize(
+    "rgb, spectrogram",
+    [
+        ("raw", "standardised"),
+        ("standardised", "raw"),
+        ("standardised_channels", "standardised_channels"),
+        ("standardised_channels_unbiased", "raw"),
+        ("pixels", "raw"),
+        ("central_frame", "raw"),
+    ],
+)
+def test_targets_of_each_modality(rgb, spectrogram):
+    config = synthetic.tiny(CONFIG)
+    config.objective.target.update(rgb=rgb, spectrogram=spectrogram)
     dataset = synthetic.Dataset(config)
     _, numbers, masks, patches = one_loss(config, dataset)
-    for m, channels in (("rgb", 3), ("spectrogram", 1)):
-        x = hidden_patches(masks, patches, m)
-        if kind != "raw":
-            size = channels if kind == "standardised_channels" else 1
-            x = x.reshape(*x.shape[:2], -1, size)
-            x = (x - x.mean(2, keepdims=True)) / np.sqrt(x.var(2, keepdims=True) + 1e-6)
+    for m, kind, channels in (("rgb", rgb, 3), ("spectrogram", spectrogram, 1)):
+        x = by_hand(kind, hidden_patches(masks, patches, m), channels)
         assert numbers[f"loss_{m}"] == pytest.approx(np.mean(x**2), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind", [k for k, t in losses.TARGETS.items() if t.values is losses.whole]
+)
+def test_what_is_drawn_is_the_prediction_with_the_target_undone(kind):
+    """Where all patches are alike, the visible ones' statistics are the true ones."""
+    config = synthetic.tiny(CONFIG)
+    config.objective.target.rgb = kind
+    one = jax.random.normal(jax.random.key(0), (1, 1, 2 * 16 * 16 * 3))
+    patches = jnp.broadcast_to(one, (2, 4, one.shape[-1]))
+    perfect = pretrain.target(config, "rgb", patches)
+    drawn = pretrain.undo_target(config, "rgb", perfect[:, :3], patches[:, 3:])
+    np.testing.assert_allclose(drawn, patches[:, :3], rtol=1e-4, atol=1e-4)
+
+
+def test_a_predicted_frame_is_drawn_at_both_times_of_its_tube():
+    config = synthetic.tiny(CONFIG)
+    config.objective.target.rgb = "central_frame"
+    frame = jax.random.normal(jax.random.key(0), (1, 2, 16 * 16 * 3))
+    visible = jnp.zeros((1, 2, 2 * 16 * 16 * 3))
+    drawn = pretrain.undo_target(config, "rgb", frame, visible)
+    np.testing.assert_array_equal(drawn, jnp.concatenate([frame, frame], axis=-1))
+
+
+def test_l2_adds_half_the_squares_of_all_but_vectors():
+    config = synthetic.tiny(CONFIG, objective__l2=0.1)
+    params = {"a": jnp.full((2, 3), 2.0), "b": jnp.full((5,), 7.0)}
+    reconstruct = lambda *_: (
+        ({"rgb": (jnp.ones((1, 2, 3)), jnp.zeros((1, 2, 3)))},) + ((None,) * 3)
+    )
+    total, numbers = pretrain.make_loss(config, reconstruct)(params, None, None)
+    assert numbers["loss_rgb"] == pytest.approx(1.0)
+    assert total == pytest.approx(0.5 + 0.1 * 0.5 * 6 * 4)
 
 
 def test_weights_of_the_modalities():
@@ -276,7 +335,10 @@ def test_clipping_bounds_the_update():
     ("field", "value"),
     [
         ("mask.rgb.kind", "checkers"),
-        ("objective.target", "hog"),
+        ("mask.spectrogram.kind", "tube"),
+        ("mask.rgb.kind", "time"),
+        ("objective.target.rgb", "hog"),
+        ("objective.target.spectrogram", "grey"),
         ("model.decoder.kind", "tall"),
         ("model.fusion", "late"),
         ("optimizer.name", "lion"),
@@ -331,8 +393,19 @@ def test_the_loss_of_200_updates_is_the_published_one():
 # Each second value through whole runs.
 
 VARIANTS = [
-    dict(objective__target="raw"),
-    dict(objective__target="standardised_channels"),
+    dict(objective__target__rgb="raw", objective__target__spectrogram="raw"),
+    dict(objective__target__rgb="standardised_channels"),
+    dict(objective__target__rgb="standardised_channels_unbiased"),
+    dict(objective__target__rgb="standardised_central_frame"),
+    dict(objective__target__rgb="grey"),
+    dict(objective__unmasked=True),
+    dict(objective__kind="inpaint"),
+    dict(objective__kind="inpaint", objective__inpaint_layout="scenic"),
+    dict(mask__spectrogram__kind="time"),
+    dict(mask__spectrogram__kind="frequency"),
+    dict(model__block__gelu="erf", model__block__key_bias=False),
+    dict(model__block__layer_scale=0.1, model__norm=False),
+    dict(model__cls_token=True, model__modality_embeddings=True),
     dict(mask__rgb__kind="random"),
     dict(compute__accumulate=2),
     dict(data__samples_per_clip=2),

@@ -91,25 +91,71 @@ def test_sinusoid_by_hand():
 
 @pytest.mark.parametrize("kind", tokens.POSITIONS)
 def test_positions_are_looked_up_by_index(kind):
-    module = tokens.Positions(kind, n=7)
-    x = jax.random.normal(jax.random.key(1), (2, 7, 4))
+    module = tokens.Positions(kind, (2, 3, 2))
+    x = jax.random.normal(jax.random.key(1), (2, 12, 12))
     params = module.init(jax.random.key(0), x)
-    table = module.apply(params, jnp.zeros((1, 7, 4)))[0]  # n d
-    assert np.ptp(table, axis=0).min() > 0
+    table = module.apply(params, jnp.zeros((1, 12, 12)))[0]  # n d
+    assert np.ptp(table, axis=0).max() > 0
     np.testing.assert_allclose(module.apply(params, x), x + table, rtol=1e-6)
-    index = jnp.array([[6, 0, 3], [1, 1, 5]])
+    index = jnp.array([[6, 0, 3], [1, 1, 11]])
     found = module.apply(params, x[:, :3], index)
     np.testing.assert_allclose(found, x[:, :3] + table[index], rtol=1e-6)
 
 
+def test_positions_over_a_grid_by_hand():
+    """Six features: sine and cosine of the time, the column, the row; rate 1."""
+    found = tokens.sincos((4, 5, 6), 6).reshape(4, 5, 6, 6)
+    wanted = [f(place) for place in (3, 5, 2) for f in (np.sin, np.cos)]
+    np.testing.assert_allclose(found[3, 2, 5], wanted, atol=1e-6)
+    # Eight features over (h, w): two rates, 1 and 1/100.
+    found = tokens.sincos((5, 6), 8).reshape(5, 6, 8)
+    wanted = [
+        f(place / rate)
+        for place in (4, 2)
+        for f in (np.sin, np.cos)
+        for rate in (1, 100)
+    ]
+    np.testing.assert_allclose(found[2, 4], wanted, atol=1e-6)
+
+
+def table_of(kind, grid, d):
+    n = int(np.prod(grid))
+    module = tokens.Positions(kind, grid)
+    params = module.init(jax.random.key(0), jnp.zeros((1, n, d)))
+    found = module.apply(params, jnp.zeros((1, n, d)))[0]
+    return params.get("params", {}), np.asarray(found).reshape(*grid, d)
+
+
+def test_2d_positions_of_frames_are_those_of_a_picture_at_all_times():
+    _, video = table_of("sinusoidal_2d", (3, 4, 5), 8)
+    _, picture = table_of("sinusoidal_2d", (4, 5), 8)
+    for time in video:
+        np.testing.assert_array_equal(time, picture)
+
+
 def test_learned_positions_are_parameters_and_fixed_ones_are_not():
-    x = jnp.zeros((1, 4096, 16))
-    assert not tokens.Positions("sinusoidal", 4096).init(jax.random.key(0), x)
-    params = tokens.Positions("learned", 4096).init(jax.random.key(0), x)["params"]
+    for kind in ("sinusoidal", "sinusoidal_cls", "sinusoidal_2d", "sinusoidal_3d"):
+        assert not table_of(kind, (2, 3, 4), 12)[0]
+    params, _ = table_of("learned", (8, 16, 32), 16)
     assert params["embedding"].shape == (4096, 16)
     assert float(params["embedding"].std()) == pytest.approx(0.02, rel=0.02)
+    params, table = table_of("learned_space_time", (3, 4, 5), 6)
+    assert {k: x.shape for k, x in params.items()} == {"time": (3, 6), "space": (20, 6)}
+    space = np.asarray(params["space"]).reshape(4, 5, 6)
+    wanted = np.asarray(params["time"])[2] + space[1, 3]
+    np.testing.assert_allclose(table[2, 1, 3], wanted, rtol=1e-6)
 
 
-def test_an_unknown_kind_of_positions_is_named():
-    with pytest.raises(ConfigError, match="model.positions is 'sinus.*'sinusoidal'?"):
-        tokens.Positions("sinusoid", 3).init(jax.random.key(0), jnp.zeros((1, 3, 4)))
+@pytest.mark.parametrize(
+    "kind, grid, d, message",
+    [
+        ("sinusoid", (3,), 4, "model.positions is 'sinus.*'sinusoidal'?"),
+        ("sinusoidal_3d", (3, 4), 12, "needs frames, but there is sound"),
+        ("sinusoidal_3d", (3, 4, 5), 8, "needs a width that 6 divides, but it is 8"),
+        ("sinusoidal_2d", (3, 4, 5), 6, "needs a width that 4 divides, but it is 6"),
+        ("learned_space_time", (3, 4), 12, "needs frames, but there is sound"),
+    ],
+)
+def test_positions_that_cannot_be_are_refused_in_words(kind, grid, d, message):
+    with pytest.raises(ConfigError, match=message):
+        table_of(kind, grid, d)

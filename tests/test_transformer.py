@@ -1,5 +1,7 @@
 """Sizes, initial values, and a block against one written out in float64."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,20 +80,23 @@ def stack_of(depth=2, rate=0.0, **options):
     return stack, jax.tree.map(noise, params), x
 
 
-def by_hand(params, x):
+def by_hand(params, x, eps=1e-6, last_eps=1e-6, gelu="tanh"):
     """The stack in numpy float64, head by head."""
 
-    def norm(p, x):
+    def norm(p, x, eps=eps):
         x = x - x.mean(axis=-1, keepdims=True)
         return (
-            x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-6) * p["scale"]
+            x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * p["scale"]
             + p["bias"]
         )
 
     def attention(p, x):
         out = np.zeros_like(x)
+        biases = p["qkv"]["bias"]
+        if len(biases) == 2:  # no bias of the keys
+            biases = np.stack([biases[0], np.zeros_like(biases[0]), biases[1]])
         for head in range(3):
-            kernel, bias = p["qkv"]["kernel"][:, :, head], p["qkv"]["bias"][:, head]
+            kernel, bias = p["qkv"]["kernel"][:, :, head], biases[:, head]
             q, k, v = (x @ kernel[:, i] + bias[i] for i in range(3))
             weights = np.exp(q @ k.swapaxes(-1, -2) / np.sqrt(4))
             weights /= weights.sum(axis=-1, keepdims=True)
@@ -100,22 +105,69 @@ def by_hand(params, x):
 
     def mlp(p, x):
         h = x @ p["in"]["kernel"] + p["in"]["bias"]
-        inner = np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)
-        return 0.5 * h * (1 + np.tanh(inner)) @ p["out"]["kernel"] + p["out"]["bias"]
+        inner = np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3))
+        if gelu == "erf":
+            inner = np.vectorize(math.erf)(h / np.sqrt(2))
+        return 0.5 * h * (1 + inner) @ p["out"]["kernel"] + p["out"]["bias"]
 
     for i in range(2):
         p = params[f"block_{i}"]
-        x = x + attention(p["attention"], norm(p["norm_1"], x))
-        x = x + mlp(p["mlp"], norm(p["norm_2"], x))
-    return norm(params["norm"], x)
+        x = x + attention(p["attention"], norm(p["norm_1"], x)) * p.get("scale_1", 1)
+        x = x + mlp(p["mlp"], norm(p["norm_2"], x)) * p.get("scale_2", 1)
+    return norm(params["norm"], x, last_eps)
 
 
-def test_a_stack_is_the_equations():
-    stack, params, x = stack_of()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        # Those of VideoMAE, with an epsilon that shows.
+        dict(gelu="erf", key_bias=False, layer_scale=0.1, eps=1e-2, last_eps=1e-1),
+    ],
+)
+def test_a_stack_is_the_equations(options):
+    stack, params, x = stack_of(**options)
     double = lambda a: np.asarray(a, np.float64)
-    wanted = by_hand(jax.tree.map(double, params), double(x))
+    keys = ("eps", "last_eps", "gelu")
+    chosen = {k: v for k, v in options.items() if k in keys}
+    wanted = by_hand(jax.tree.map(double, params), double(x), **chosen)
     found = apply(stack, params, x)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    plain = by_hand(jax.tree.map(double, params), double(x))
+    assert (np.abs(plain - wanted).max() > 1e-3) == bool(options)
+
+
+def test_layer_scale_and_the_key_bias_that_is_not_there():
+    options = BlockOptions(heads=3, mlp=20, key_bias=False, layer_scale=0.1)
+    params = jax.device_get(init(Stack(options, (0.0,)), jnp.zeros((1, 2, 12))))
+    block = params["block_0"]
+    assert block["attention"]["qkv"]["bias"].shape == (2, 3, 4)
+    assert block["attention"]["qkv"]["kernel"].shape == (12, 3, 3, 4)
+    for name in ("scale_1", "scale_2"):
+        np.testing.assert_array_equal(block[name], np.full(12, 0.1, np.float32))
+
+
+def test_a_linear_layer_without_bias():
+    x = jax.random.normal(jax.random.key(1), (2, 5))
+    layer = transformer.Linear((3,), biased=())
+    params = init(layer, x)
+    assert set(params) == {"kernel"}
+    found = layer.apply({"params": params}, x)
+    np.testing.assert_allclose(found, x @ params["kernel"], rtol=1e-5)
+
+
+def test_the_config_gives_every_option_of_a_block():
+    model = ConfigDict(
+        dict(
+            drop_path_rescale=True,
+            block=dict(gelu="erf", eps=1e-5, key_bias=False, layer_scale=0.2),
+        )
+    )
+    half = jnp.dtype("bfloat16")
+    found = transformer.block_options(model, 4, 8, half, last_eps=1e-4)
+    assert found == BlockOptions(
+        *(4, 8, True, 1e-5, "erf", False, 0.2, 1e-4), dtype=half
+    )
 
 
 def test_tokens_that_are_not_present_are_never_attended_to():

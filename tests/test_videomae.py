@@ -94,12 +94,6 @@ def imported(name: str) -> importers.Imported:
 
 
 @functools.cache
-def whole(settings: str) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of all parameters of a config's model."""
-    return convert.shapes(convert.abstract(runs.config_of(json.loads(settings))))
-
-
-@functools.cache
 def stored(name: str) -> dict[str, np.ndarray]:
     """Inputs and outputs; other spellings of the same weights have those of `_tiny`."""
     path = FIXTURES / name / "io.npz"
@@ -260,7 +254,7 @@ def test_stored_outputs_are_met(name):
 @pytest.mark.parametrize("name", cases())
 def test_stored_files_fill_the_whole_model(name):
     model = imported(name)
-    assert convert.shapes(model.params) == whole(runs.config_json(model.config))
+    assert convert.shapes(model.params) == files.whole(runs.config_json(model.config))
     named = optim.named(model.params)
     assert {row.target for row in model.rows if row.target} == named.keys()
     assert all(x.dtype == np.float32 for x in named.values())
@@ -401,26 +395,6 @@ def test_pictures_are_prepared_as_by_the_processor():
 # Layouts, on files that are written here.
 
 
-@functools.cache
-def anchor(finetuned: bool, **kind):
-    """A model of MCG-NJU's as read from memory: what other layouts are to give too."""
-    untold = files.UNTOLD | ({} if finetuned else files.UNTOLD_DECODER)
-    found = files.arrays(finetuned, **kind)
-    return videomae.imported(videomae.original(found, {}), untold)
-
-
-def untold(finetuned: bool) -> dict:
-    return files.UNTOLD | ({} if finetuned else files.UNTOLD_DECODER)
-
-
-def assert_same(found: importers.Imported, wanted: importers.Imported):
-    """The same parameters and the same model."""
-    assert optim.named(found.params).keys() == optim.named(wanted.params).keys()
-    jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
-    assert found.config.model == wanted.config.model
-    assert convert.shapes(found.params) == whole(runs.config_json(wanted.config))
-
-
 @pytest.mark.parametrize("biases", ["q_bias", "query", "all"])
 @pytest.mark.parametrize("finetuned", [False, True])
 def test_biases_of_every_spelling(tmp_path, finetuned, biases):
@@ -430,7 +404,7 @@ def test_biases_of_every_spelling(tmp_path, finetuned, biases):
     if not finetuned:  # without the final norm, as with use_mean_pooling
         config["use_mean_pooling"] = False
     path = files.write_huggingface(tmp_path, arrays, config)
-    found, wanted = importers.read(path), anchor(finetuned)
+    found, wanted = importers.read(path), files.anchor(finetuned)
     model = found.config.model
     assert (model.get("head_eps"), model.get("decoder", {}).get("eps")) in (
         (1e-5, None),
@@ -457,7 +431,7 @@ def test_one_bias_of_all_three(tmp_path):
         q, v = (arrays.pop(f"blocks.{i}.attn.{x}_bias") for x in "qv")
         arrays[f"blocks.{i}.attn.qkv.bias"] = np.concatenate([q, 0 * q + 9, v])
     path = files.write_mcg(tmp_path / "a.pth", arrays)
-    assert_same(importers.read(path, **files.UNTOLD), anchor(True))
+    files.assert_same(importers.read(path, **files.UNTOLD), files.anchor(True))
 
 
 @pytest.mark.parametrize(
@@ -471,11 +445,11 @@ def test_files_of_hugging_face(tmp_path, layout):
         json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]})
     )
     found = importers.read(path)
-    jax.tree.map(np.testing.assert_array_equal, found.params, anchor(True).params)
+    jax.tree.map(np.testing.assert_array_equal, found.params, files.anchor(True).params)
     assert found.labels == ["archery", "bowling", "crawling baby"]
     assert tuple(found.config.picture.mean) == (0.1, 0.2, 0.3)
     files_there = [p for p in path.iterdir() if "config" not in p.name]
-    assert_same(importers.read(files_there[0]), found)
+    files.assert_same(importers.read(files_there[0]), found)
 
 
 def test_what_hugging_face_says_of_the_model(tmp_path):
@@ -504,29 +478,29 @@ def test_what_hugging_face_says_of_the_model(tmp_path):
 def test_prefixes_of_the_original(tmp_path, key, prefix):
     arrays = {f"{prefix}{k}": v for k, v in files.arrays(True).items()}
     path = files.write_mcg(tmp_path / "checkpoint-best.pth", arrays, key)
-    assert_same(importers.read(tmp_path, **files.UNTOLD), anchor(True))
-    assert_same(importers.read(path, **files.UNTOLD), anchor(True))
+    files.assert_same(importers.read(tmp_path, **files.UNTOLD), files.anchor(True))
+    files.assert_same(importers.read(path, **files.UNTOLD), files.anchor(True))
 
 
 @pytest.mark.parametrize("finetuned", [False, True])
 def test_layer_scale(tmp_path, finetuned):
     arrays = files.arrays(finetuned, scaled=True)
     path = files.write_mcg(tmp_path / "a.pth", arrays)
-    found = importers.read(path, **untold(finetuned))
+    found = importers.read(path, **files.untold(finetuned))
     block = found.params["encoder"]["rgb"]["block_1"]
     root = "" if finetuned else "encoder."
     for i in (1, 2):
         wanted = arrays[f"{root}blocks.1.gamma_{i}"]
         np.testing.assert_array_equal(block[f"scale_{i}"], wanted)
     assert found.config.model.block.layer_scale > 0
-    assert_same(found, anchor(finetuned, scaled=True))
+    files.assert_same(found, files.anchor(finetuned, scaled=True))
 
 
 def test_the_final_norm_and_the_first_token(tmp_path):
     path = files.write_mcg(tmp_path / "a.pth", files.arrays(True, pooled=False))
     model = importers.read(path, **files.UNTOLD).config.model
     assert (model.norm, model.head_norm, model.pool) == (True, False, "token")
-    model = anchor(True).config.model
+    model = files.anchor(True).config.model
     assert (model.norm, model.head_norm, model.pool) == (False, True, "mean")
 
 
@@ -551,7 +525,7 @@ def test_a_stored_sinusoid_is_left_out(tmp_path):
         tmp_path / "a.pth", files.arrays(True) | {"pos_embed": table}
     )
     found = importers.read(path, **files.UNTOLD)
-    assert_same(found, anchor(True))
+    files.assert_same(found, files.anchor(True))
     assert any("sinusoid" in note for note in found.notes)
 
 
@@ -560,7 +534,7 @@ def test_what_a_run_of_the_original_remembers(tmp_path):
     args = torch_files.namespace(model="x", mask_ratio=0.75, **more)
     path = files.write_mcg(tmp_path / "a.pth", files.arrays(False), args=args)
     found = importers.read(path, **{"model.heads": 2, "model.decoder.heads": 2})
-    assert_same(found, anchor(False))
+    files.assert_same(found, files.anchor(False))
     assert (found.config.data.stride, found.config.mask.rgb.ratio) == (2, 0.75)
     path = files.write_mcg(tmp_path / "b.pth", files.arrays(True), args=args)
     assert importers.read(path, **{"model.heads": 2}).config.data.stride == 2
@@ -605,59 +579,6 @@ def test_half_precision_becomes_float32(tmp_path, dtype, edition):
     assert kernel.dtype == np.float32
     np.testing.assert_array_equal(kernel, arrays["head.weight"].T.astype(np.float32))
     assert any(f"{dtype} to float32" in row.note for row in found.rows)
-
-
-# Keras.
-
-KINDS = {
-    "plain": {},
-    "layer scale": dict(scaled=True),
-    "one block": dict(depth=1),
-}
-
-
-@pytest.mark.parametrize("root", ["", "model_weights"])
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("finetuned", [False, True])
-def test_keras_by_order(tmp_path, finetuned, kind, root):
-    variables = files.keras(files.arrays(finetuned, **kind))
-    path = files.write_h5(tmp_path / "a.h5", variables, root)
-    found = importers.read(path, **untold(finetuned))
-    assert_same(found, anchor(finetuned, **kind))
-
-
-def test_keras_with_other_ends(tmp_path):
-    for i, kind in enumerate((dict(learned=True), dict(pooled=False))):
-        variables = files.keras(files.arrays(True, **kind))
-        path = files.write_h5(tmp_path / f"{i}.h5", variables)
-        assert_same(importers.read(path, **files.UNTOLD), anchor(True, **kind))
-
-
-@pytest.mark.parametrize("functional", [False, True])
-@pytest.mark.parametrize("finetuned", [False, True])
-def test_savedmodels_have_the_same_weights(tmp_path, finetuned, functional):
-    pytest.importorskip("tensorflow")
-    kind = dict(learned=True) if finetuned else {}
-    variables = files.keras(files.arrays(finetuned, **kind))
-    path = files.write_savedmodel(tmp_path / "model", variables, functional)
-    found = importers.read(path, **untold(finetuned))
-    assert_same(found, anchor(finetuned, **kind))
-
-
-def test_a_damaged_savedmodel_is_told(tmp_path):
-    pytest.importorskip("tensorflow")
-    (tmp_path / "variables").mkdir()
-    (tmp_path / "saved_model.pb").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="variables cannot be read"):
-        importers.read(tmp_path)
-
-
-def test_keras_in_another_order_is_told(tmp_path):
-    right = files.keras(files.arrays(True))
-    for i, wrong in enumerate((right[:-1], right[:9], right[1:])):
-        path = files.write_h5(tmp_path / f"{i}.h5", wrong)
-        with pytest.raises(CheckpointError, match="order and shapes"):
-            importers.read(path, **files.UNTOLD)
 
 
 # What is refused.

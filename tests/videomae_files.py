@@ -3,13 +3,19 @@
 MCG-NJU's names are the common ground; the others are made from them.
 """
 
+import functools
 import json
 import re
 
 import h5py
+import jax
 import numpy as np
 import torch_files
 from safetensors.numpy import save_file
+
+from av_mae import convert, importers, optim
+from av_mae import run as runs
+from av_mae.importers import videomae
 
 WIDTH, HEADS, MLP, FRAMES, SIZE, SIDE, CLASSES = 8, 2, 16, 4, 8, 4, 3
 TOKENS = (FRAMES // 2) * (SIZE // SIDE) ** 2
@@ -181,6 +187,35 @@ def write_huggingface(folder, found: dict, config: dict, layout: str = "safetens
     index = {"metadata": {"total_size": 1}, "weight_map": places}
     (folder / f"{stem}.{ending}.index.json").write_text(json.dumps(index))
     return folder
+
+
+# What a file is to give.
+
+
+@functools.cache
+def whole(settings: str) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of all parameters of a config's model."""
+    return convert.shapes(convert.abstract(runs.config_of(json.loads(settings))))
+
+
+@functools.cache
+def anchor(finetuned: bool, **kind):
+    """A model of MCG-NJU's as read from memory: what other layouts are to give too."""
+    untold = UNTOLD | ({} if finetuned else UNTOLD_DECODER)
+    found = arrays(finetuned, **kind)
+    return videomae.imported(videomae.original(found, {}), untold)
+
+
+def untold(finetuned: bool) -> dict:
+    return UNTOLD | ({} if finetuned else UNTOLD_DECODER)
+
+
+def assert_same(found: importers.Imported, wanted: importers.Imported):
+    """The same parameters and the same model."""
+    assert optim.named(found.params).keys() == optim.named(wanted.params).keys()
+    jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
+    assert found.config.model == wanted.config.model
+    assert convert.shapes(found.params) == whole(runs.config_json(wanted.config))
 
 
 # Keras.

@@ -519,11 +519,12 @@ def test_learned_positions_tell_the_frames(tmp_path):
         importers.read(path, **(options | {"data.num_frames": 8}))
 
 
-def test_a_stored_sinusoid_is_left_out(tmp_path):
+@pytest.mark.parametrize(
+    "name", ["pos_embed", "videomae.embeddings.position_embeddings"]
+)
+def test_a_stored_sinusoid_is_left_out(tmp_path, name):
     table = tokens.sinusoid(files.TOKENS, files.WIDTH)[None]
-    path = files.write_mcg(
-        tmp_path / "a.pth", files.arrays(True) | {"pos_embed": table}
-    )
+    path = files.write_mcg(tmp_path / "a.pth", files.arrays(True) | {name: table})
     found = importers.read(path, **files.UNTOLD)
     files.assert_same(found, files.anchor(True))
     assert any("sinusoid" in note for note in found.notes)

@@ -92,6 +92,7 @@ _OUTSIDE = {
 _ALONE_OUTSIDE = {
     "pos_embed": "embed/positions_rgb/embedding",
     "encoder.pos_embed": "embed/positions_rgb/embedding",
+    "embeddings.position_embeddings": "embed/positions_rgb/embedding",
     "mask_token": "decoder_embed/mask_token_rgb",
 }
 _PREFIXES = re.compile(r"(?:module\.|model\.|backbone\.|videomae\.)*")
@@ -133,7 +134,8 @@ class Piece(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype:
-        return np.asarray(self.array).dtype
+        known = getattr(self.array, "dtype", None)
+        return np.asarray(self.array).dtype if known is None else known
 
 
 Pieces = Mapping[str, Piece]
@@ -164,6 +166,8 @@ def matches(path: Path | str) -> bool:
     if _huggingface_folder(path) or keras.matches(_only_file(path)):
         return True
     path = _only_file(path)
+    if path.is_dir():
+        return False
     if path.suffix not in (".pth", ".pt", ".bin", ".tar") and not pickles.matches(path):
         return False
     try:

@@ -328,7 +328,7 @@ class Training:
     {m: Mask} for the numbers of one update.
     """
 
-    def __init__(self, peak: float, warmup: int, total: int):
+    def __init__(self, peak: float, warmup: float, total: int):
         self.settings, model, params, _, _, self.places = model_of(TRAINED)
         assert self.settings.optimizer.name == "adam"
         schedule = optim.warmup_cosine(peak, 0.0, warmup, total)
@@ -364,7 +364,7 @@ class Training:
 def compare_steps():
     """Three updates of Scenic's trainer: every number on the way, parameters after."""
     stored = scenic.arrays("train_steps/pretrain_adam_3steps.npz")
-    training, errors = Training(1e-2, 2, 10), []
+    training, errors = Training(1e-2, 2.0, 10), []
     for i in range(3):
         here = {
             k.removeprefix(f"step{i}/"): v
@@ -409,7 +409,7 @@ def published_curve() -> dict[str, np.ndarray]:
 def our_curve() -> tuple[dict[str, np.ndarray], Training]:
     """The same of our training: (curve, the training at its end)."""
     stored = scenic.arrays("train_steps/pretrain_adam_200steps.npz")
-    training, rows = Training(3e-3, 20, 200), []
+    training, rows = Training(3e-3, 20.0, 200), []
     for i, order in enumerate(stored["order"]):
         masks = {
             m: Mask(

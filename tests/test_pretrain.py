@@ -125,14 +125,17 @@ def test_a_checkpoint_knows_its_labels_statistics_and_config(trained):
 class Zeros:
     """Stands for a model: predicts 0, so that the loss is the mean of target²."""
 
+    def __init__(self, config):
+        self.features = autoencoder.build(config).features
+
     def apply(self, variables, patches, masks, present, train, rngs, mutable):
-        shape = lambda m: (*masks[m].masked.shape, patches[m].shape[-1])
+        shape = lambda m: (*masks[m].masked.shape, self.features[m])
         return {m: jnp.zeros(shape(m)) for m in patches}, {}
 
 
 def one_loss(config, dataset, batch_size=4, missing=False):
     """(loss, numbers, masks, patches) of the first batch."""
-    reconstruct = pretrain.make_reconstruct(config, Zeros(), missing)
+    reconstruct = pretrain.make_reconstruct(config, Zeros(config), missing)
     batch = jax.tree.map(jnp.asarray, next(dataset.train(batch_size)))
     rng = jax.random.key(3)
     total, numbers = pretrain.make_loss(config, reconstruct)({}, batch, rng)

@@ -66,8 +66,27 @@ def labels_of(case):
 stored_modalities = scenic_finetune.modalities_of
 
 
+# Those of the default suite; `make test-slow` runs them all.
+FIRST = (
+    "multiclass__rgb_spectrogram",
+    "variant__classifier_gsp",
+    "variant__classifier_token",
+    "variant__no_bottleneck_share_encoder",
+    "variant__return_prelogits",
+    "variant__share_encoder_bottleneck",
+    "variant__test_without_bottlenecks",
+)
+
+
+def all_or_slow(names):
+    return [
+        name if name in FIRST else pytest.param(name, marks=pytest.mark.slow)
+        for name in names
+    ]
+
+
 @scenic.needed
-@pytest.mark.parametrize("name", stored_cases())
+@pytest.mark.parametrize("name", all_or_slow(stored_cases()))
 def test_logits_and_losses_are_the_published_ones(name):
     case, stored = stored_cases()[name], scenic.arrays(f"finetune/cases/{name}.npz")
     settings = scenic_finetune.settings_of(case)

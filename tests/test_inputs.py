@@ -8,6 +8,7 @@ from scenic import quick
 from synthetic import config
 
 from av_mae import ConfigError, inputs, spectrogram, tokens
+from av_mae.mixing import Mix
 
 KEY = jax.random.key(0)
 
@@ -147,6 +148,19 @@ def test_flips_happen_in_training_alone():
     still, turned = (prepare(batch, KEY, train)[0]["rgb"] for train in (False, True))
     back = lambda x: tokens.unpatchify(x, (2, 2, 2), (2, 8, 8))
     np.testing.assert_array_equal(back(turned), back(still)[:, :, :, ::-1])
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_rows_are_mixed_once_they_are_normalised(missing):
+    """The first and the last of three clips; of these the last has no sound."""
+    settings, batch = small(), batch_of()
+    prepare = inputs.make(settings, missing)
+    none = (jnp.array(False), jnp.zeros(4, int))
+    mixes = {m: Mix(jnp.float32(0.25), *none) for m in ("rgb", "spectrogram")}
+    plain, mixed = (prepare(batch, KEY, True, x)[0] for x in (None, mixes))
+    for m, kept in (("rgb", 0.25), ("spectrogram", 1.0 if missing else 0.25)):
+        wanted = kept * plain[m][0] + (1 - kept) * plain[m][2]
+        np.testing.assert_allclose(mixed[m][0], wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_repeat_each_clip_for_its_views():

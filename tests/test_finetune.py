@@ -593,6 +593,21 @@ def test_each_modality_may_come_from_a_source_of_its_own(pretrained, caplog):
     assert f"init_from.spectrogram {both}\n" in caplog.text
 
 
+VIDEOMAE_FOLDER = scenic.SHARED / "fixtures" / "videomae" / "hf_videomae_pretrain_tiny"
+
+
+@pytest.mark.skipif(not VIDEOMAE_FOLDER.is_dir(), reason=f"no {VIDEOMAE_FOLDER}")
+def test_the_video_branch_may_be_a_published_videomae(caplog):
+    config = tiny(model__variant="Ti/16x2", model__width=32, model__mlp=64)
+    config.model.update(depth=3, heads=2)
+    config.init_from.rgb.checkpoint_path = str(VIDEOMAE_FOLDER)
+    with caplog.at_level(logging.INFO):
+        params = taken(config, "")
+    for name, value in params.items():
+        assert np.any(value) == name.startswith(("embed/rgb/", "encoder/rgb/")), name
+    assert "model.block.gelu is 'tanh', but the source" in caplog.text
+
+
 def test_a_part_replaces_that_of_the_whole(pretrained):
     whole, _, source = pretrained(model__fusion="separate")
     rgb, _, pictures = pretrained(modalities=("rgb",), model__fusion="separate")

@@ -168,3 +168,19 @@ def test_rows_repeat_each_clip_for_its_views():
     labels = jnp.array([[1.0, 0], [0, 1]])
     wanted = [[1, 0]] * 3 + [[0, 1]] * 3
     np.testing.assert_array_equal(inputs.rows(labels, 6), wanted)
+
+
+def test_pixels_are_the_picture_before_it_was_normalised():
+    settings, batch = small(), batch_of()
+    settings.picture.update(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    patches = inputs.make(settings, False)(batch, KEY, False)[0]["rgb"]
+    picture = jnp.asarray(batch["rgb"]).reshape(-1, *batch["rgb"].shape[2:]) / 255
+    wanted = tokens.patchify(picture, (2, 8, 8))
+    np.testing.assert_allclose(inputs.pixels(settings, patches), wanted, atol=1e-6)
+    back = inputs.from_pixels(settings, inputs.pixels(settings, patches))
+    np.testing.assert_allclose(back, patches, rtol=1e-5, atol=1e-5)
+
+
+def test_a_layout_knows_the_frames_of_its_tubes():
+    cuts = inputs.layouts(small())
+    assert (cuts["rgb"].frames, cuts["spectrogram"].frames) == (2, 1)

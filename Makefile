@@ -1,5 +1,6 @@
 # make demo    the whole path on a built-in data set: data, pretraining, finetuning
 # make test    linter and tests; make test-slow: the tests that take minutes
+# make parity  docs/parity.md: our numbers against the published programs' (minutes)
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=dir the virtual environment.
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NEWEST = import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help install demo test test-slow stress format
+.PHONY: help install demo test test-slow stress parity format
 help:
 	@sed -n 's/^# \(make\)/\1/p' Makefile
 
@@ -43,7 +44,7 @@ demo: $(INSTALLED)
 	@$(BIN)/python -m av_mae.demo --workdir runs/demo || { \
 	  echo "make demo stopped at the fault above; run it again to go on."; exit 1; }
 
-test test-slow stress: export JAX_PLATFORMS = cpu
+test test-slow stress parity: export JAX_PLATFORMS = cpu
 
 test: $(INSTALLED)
 	@$(BIN)/ruff check . || { echo "make test: the linter found the faults above; make format mends most."; exit 1; }
@@ -56,6 +57,10 @@ test-slow: $(INSTALLED)
 stress: export AV_MAE_STRESS = $(STRESS)
 stress: $(INSTALLED)
 	@$(BIN)/python -m pytest -m stress || { echo "make stress: the tests named above failed."; exit 1; }
+
+parity: $(INSTALLED)
+	@$(BIN)/python tests/parity.py
+	@PYTHONPATH=. $(BIN)/python tests/parity_curve.py docs/parity_curve.png
 
 format: $(INSTALLED)
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

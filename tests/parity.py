@@ -14,9 +14,11 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -50,7 +52,7 @@ class Family(NamedTuple):
 
 # What families are. One that is not here is in the page nevertheless, by its name.
 FAMILIES = {
-    "Scenic": Family(
+    "Scenic pretraining": Family(
         "scenic/pretrain",
         "Scenic pretraining: every encoder, decoder, objective and loss",
     ),
@@ -81,7 +83,9 @@ FAMILIES = {
     "scenic data: batches": Family(
         "scenic/data", "DMVR records: frames in [-1, 1] (resized: within a grey level)"
     ),
-    "scenic data: frame tables": Family("scenic/data", "which frames and rows"),
+    "scenic data: frame tables": Family(
+        "scenic/data", "which frames and rows (Scenic)"
+    ),
     "Mixup and cutmix": Family(
         "scenic/finetune, videomae/mcg_recipe", "mixup and cutmix, draws fed"
     ),
@@ -97,7 +101,8 @@ FAMILIES = {
         "VideoMAE, Hugging Face: classification",
     ),
     "hf_videomae_processor": Family(
-        "videomae/hf_videomae_processor", "its picture processor"
+        "videomae/hf_videomae_processor",
+        "VideoMAE, Hugging Face: the picture processor",
     ),
     "mcg_videomae_pretrain": Family(
         "videomae/mcg_videomae_pretrain_tiny", "VideoMAE, MCG-NJU: pretraining"
@@ -115,10 +120,18 @@ FAMILIES = {
     "keras_videomae_finetune": Family(
         "videomae/keras_videomae_finetune_tiny", "VideoMAE, Keras: classification"
     ),
-    "videomae recipe: frame tables": Family("videomae/mcg_recipe", "which frames"),
-    "videomae recipe: multiscale crop": Family("videomae/mcg_recipe", "crop boxes"),
-    "videomae recipe: resized crop": Family("videomae/mcg_recipe", "crop boxes"),
-    "videomae recipe: three crops": Family("videomae/mcg_recipe", "crop boxes"),
+    "videomae recipe: frame tables": Family(
+        "videomae/mcg_recipe", "which frames (MCG-NJU)"
+    ),
+    "videomae recipe: multiscale crop": Family(
+        "videomae/mcg_recipe", "crop boxes: of several scales"
+    ),
+    "videomae recipe: resized crop": Family(
+        "videomae/mcg_recipe", "crop boxes: of random size"
+    ),
+    "videomae recipe: three crops": Family(
+        "videomae/mcg_recipe", "crop boxes: three at test"
+    ),
     "avmaskenhancer": Family(
         "videomae/avmaskenhancer_tiny", "AV-MaskEnhancer (bound 1e-4)"
     ),
@@ -266,11 +279,21 @@ def machine() -> str:
 def page(lines: list[dict]) -> str:
     """The text of docs/parity.md."""
     found = rows(lines)
-    missing = without(found)
-    text = f"From these folders no case ran: {', '.join(missing)}." if missing else ""
-    return TEXT.format(
+    gaps = [f"`{folder}`" for folder in without(found)]
+    ran = {line["family"] for line in lines}
+    gaps += [family.text for name, family in FAMILIES.items() if name not in ran]
+    text = f"Not run: {'; '.join(gaps)}." if gaps else ""
+    filled = TEXT.format(
         table=table(found), cases=len(lines), without=text, machine=machine()
     )
+    return "\n".join(map(wrapped, filled.split("\n\n")))
+
+
+def wrapped(paragraph: str) -> str:
+    """Plain text at 88 columns; tables, lists and code as they are."""
+    if re.match(r"[|#\-! ]", paragraph):
+        return paragraph.rstrip("\n") + "\n"
+    return textwrap.fill(" ".join(paragraph.split()), 88, break_on_hyphens=False) + "\n"
 
 
 def files() -> list[Path]:

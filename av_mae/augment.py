@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray, UInt8
 
 from av_mae import ConfigError
 
-NORMALISATIONS = ("none", "fixed", "dataset")
+PICTURE_NORMALISATIONS = ("fixed", "clip")
+NORMALISATIONS = ("none", "fixed", "dataset", "clip")
 
 
 def prepare_rgb(
@@ -20,19 +21,31 @@ def prepare_rgb(
     mean: Sequence[float],
     std: Sequence[float],
     *,
+    normalise: str = "fixed",
     flip: float = 0.0,
     rng: PRNGKeyArray | None = None,
     train: bool = False,
 ) -> Float32[Array, "b t h w c"]:
     """Frames on [0, 1], less the mean, by the deviation; in training perhaps flipped.
 
-    mean and std have a number for each channel. mean .5, std .5 give [−1, 1].
+    mean and std have a number for each channel. mean .5, std .5 give [−1, 1]. With
+    normalise="clip" they are not used: each clip loses its own mean colour, and is
+    divided by its own deviation.
     """
     x = frames.astype(jnp.float32) / 255
-    x = (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    if normalise == "clip":
+        x = _by_clip(x, (1, 2, 3))
+    else:
+        x = (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
     if train and flip:
         return mirror(x, jax.random.bernoulli(rng, flip, x.shape[:1]))
     return x
+
+
+def _by_clip(x: Float[Array, "b ..."], axes: tuple[int, ...]) -> Float[Array, "b ..."]:
+    """Less the mean over these axes, by the deviation of all that is left of a clip."""
+    x = x - x.mean(axes, keepdims=True)
+    return x / (x.std(tuple(range(1, x.ndim)), keepdims=True) + 1e-6)
 
 
 def mirror(
@@ -50,11 +63,15 @@ def prepare_spectrogram(
 ) -> Float32[Array, "b t f 1"]:
     """The log-mel as it is ("none"), or less mean and by std ("fixed", "dataset").
 
-    For "dataset" the caller has looked mean and std up in the prepared data set.
+    For "dataset" the caller has looked mean and std up in the prepared data set. With
+    "clip" each clip loses the mean of each mel bin (the colour of its noise, its
+    level), and is divided by its own deviation.
     """
     if normalise not in NORMALISATIONS:
         raise ConfigError(
             f"spectrogram.normalise is {normalise!r}: "
             f"choose one of {', '.join(NORMALISATIONS)}."
         )
+    if normalise == "clip":
+        return _by_clip(log_mel, (1,))
     return log_mel if normalise == "none" else (log_mel - mean) / std

@@ -51,7 +51,7 @@ def convert(source: Path | str, out: Path | str, **options) -> Imported:
     meta = {
         "labels": found.labels,
         "spectrogram": dict(found.config.spectrogram),
-        "picture": {k: list(v) for k, v in found.config.picture.items()},
+        "picture": found.config.picture.to_dict(),
         "dataset_checksum": "",
         "provenance": loop.provenance(),
         "source": str(source),

@@ -9,7 +9,6 @@ import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from typing import Any, NamedTuple
 
 import jax

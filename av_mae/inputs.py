@@ -62,6 +62,8 @@ def layouts(config) -> dict[str, Layout]:
     choose(
         "spectrogram.normalise", config.spectrogram.normalise, augment.NORMALISATIONS
     )
+    kinds = augment.PICTURE_NORMALISATIONS
+    choose("picture.normalise", config.picture.normalise, kinds)
     size, result = size_of(config.model), {}
     for m in config.modalities:
         patch = _patch(config, size, m)
@@ -91,9 +93,16 @@ def make(config, missing: bool) -> Callable:
         if m == "rgb":
             x = batch["rgb"]
             x = x.reshape((-1,) + x.shape[2:])  # (b v) t h w c
-            mean, std = config.picture.mean, config.picture.std
-            flip = config.augment.flip
-            return augment.prepare_rgb(x, mean, std, flip=flip, rng=rng, train=train)
+            picture, flip = config.picture, config.augment.flip
+            return augment.prepare_rgb(
+                x,
+                picture.mean,
+                picture.std,
+                normalise=picture.normalise,
+                flip=flip,
+                rng=rng,
+                train=train,
+            )
         sound = config.spectrogram
         if sound.preset == "precomputed":
             x = batch["spectrogram"]

@@ -135,7 +135,12 @@ def check(config):
     autoencoder.objective_of(config)
     for m, layout in masked(config).items():
         kinds = losses.TARGETS if m == "rgb" else losses.SOUND_TARGETS
-        choose(f"objective.target.{m}", config.objective.target[m], kinds)
+        goal = choose(f"objective.target.{m}", config.objective.target[m], kinds)
+        if m == "rgb" and goal.pixels and config.picture.normalise != "fixed":
+            raise ConfigError(
+                f"objective.target.rgb is {config.objective.target.rgb!r}, which needs "
+                'the picture as it was: set picture.normalise to "fixed".'
+            )
         kind, ratio = config.mask[m].kind, config.mask[m].ratio
         choose(f"mask.{m}.kind", kind, masking.KINDS[m])
         hidden = masking.count(kind, layout.grid, ratio) if 0 < ratio < 1 else 0

@@ -156,7 +156,7 @@ def meta_of(config, dataset) -> dict:
         if isinstance(names, Mapping)
         else list(names),
         "spectrogram": dict(config.spectrogram),
-        "picture": {k: list(v) for k, v in config.picture.items()},
+        "picture": config.picture.to_dict(),
         "dataset_checksum": dataset.checksum,
         "provenance": loop.provenance(),
     }

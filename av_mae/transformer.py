@@ -1,6 +1,7 @@
 """The pre-norm transformer: MLP, attention, block, stack, and the table of sizes."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -84,16 +85,36 @@ class BlockOptions:
     gelu: str = "tanh"
     key_bias: bool = True
     layer_scale: float = 0.0  # 0: none
+    qkv_init: str = "xavier"  # a name of QKV_INITS
     last_eps: float | None = None  # of the norm after the last block; None: eps
     dtype: jnp.dtype = jnp.float32
 
 
-def _qkv_kernel(rng, shape, dtype=jnp.float32):
+def _xavier(rng, shape, dtype=jnp.float32, *, heads: int):
     """Xavier-uniform for query, key and value apart (Scenic), side by side."""
     d, columns = shape
     init = nn.initializers.xavier_uniform()
     keys = jax.random.split(rng, 3)
     return jnp.concatenate([init(k, (d, columns // 3), dtype) for k in keys], axis=1)
+
+
+def _aligned(rng, shape, dtype=jnp.float32, *, heads: int):
+    """Queries equal keys, orthonormal in each head, so that like attends to like.
+
+    After Mimetic Initialization (Trockman & Kolter, ICML 2023), whose observation is
+    that trained W_q W_kᵀ look like the identity: tokens attend to near places from the
+    first step. Values are Xavier-uniform.
+    """
+    d, columns = shape
+    width = columns // 3
+    first, *keys = jax.random.split(rng, 1 + heads)
+    init = nn.initializers.orthogonal()
+    same = jnp.concatenate([init(k, (d, width // heads), dtype) for k in keys], axis=1)
+    values = nn.initializers.xavier_uniform()(first, (d, width), dtype)
+    return jnp.concatenate([same, same, values], axis=1)
+
+
+QKV_INITS = {"xavier": _xavier, "aligned": _aligned}
 
 
 def dtype_of(compute) -> jnp.dtype:
@@ -114,6 +135,7 @@ def block_options(
         gelu=choose("model.block.gelu", block.gelu, ("tanh", "erf")),
         key_bias=block.key_bias,
         layer_scale=block.layer_scale,
+        qkv_init=choose("model.block.qkv_init", block.qkv_init, tuple(QKV_INITS)),
         last_eps=last_eps,
         dtype=dtype,
     )
@@ -172,7 +194,9 @@ class Attention(nn.Module):
         d = x.shape[-1]
         qkv = Linear(
             (3, heads, d // heads),
-            kernel_init=_qkv_kernel,
+            kernel_init=functools.partial(
+                QKV_INITS[self.options.qkv_init], heads=heads
+            ),
             biased=None if self.options.key_bias else (0, 2),
             dtype=dtype,
             name="qkv",

@@ -69,3 +69,31 @@ def test_log_mels_are_normalised_by_name():
 def test_an_unknown_normalisation_is_named():
     with pytest.raises(ConfigError, match="spectrogram.normalise is 'mean': choose"):
         augment.prepare_spectrogram(jnp.zeros((1, 1, 1, 1)), "mean")
+
+
+def test_a_clip_is_normalised_by_its_own_colour_and_contrast():
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 120, (2, 2, 4, 4, 3), np.uint8)
+    brighter = frames + np.array([100, 20, 0], np.uint8)
+    mean, std = (0.5,) * 3, (0.5,) * 3
+    one = augment.prepare_rgb(jnp.array(frames), mean, std, normalise="clip")
+    other = augment.prepare_rgb(jnp.array(brighter), mean, std, normalise="clip")
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    np.testing.assert_allclose(one.mean((1, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(one.std((1, 2, 3, 4)), 1, atol=1e-4)
+
+
+def test_a_clip_without_contrast_is_zero():
+    same = jnp.full((1, 2, 4, 4, 3), 7, jnp.uint8)
+    out = augment.prepare_rgb(same, (0.5,) * 3, (0.5,) * 3, normalise="clip")
+    np.testing.assert_allclose(out, 0, atol=0.01)
+
+
+def test_a_sound_loses_its_level_in_each_mel_bin():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 50, 8, 1)).astype(np.float32)
+    louder = 3 * x + np.arange(8, dtype=np.float32)[None, None, :, None]
+    one = augment.prepare_spectrogram(jnp.array(x), "clip")
+    other = augment.prepare_spectrogram(jnp.array(louder), "clip")
+    np.testing.assert_allclose(one, other, atol=1e-4)
+    np.testing.assert_allclose(one.mean(1), 0, atol=1e-5)

@@ -628,7 +628,9 @@ def test_a_part_replaces_that_of_the_whole(pretrained):
 
 
 def test_other_blocks_are_told_and_key_biases_made_or_left(pretrained, caplog):
-    block = dict(gelu="erf", eps=1e-6, key_bias=False, layer_scale=0.0)
+    block = dict(
+        gelu="erf", eps=1e-6, key_bias=False, layer_scale=0.0, qkv_init="xavier"
+    )
     path, _, source = pretrained(
         modalities=("rgb",),
         model__fusion="separate",

@@ -207,7 +207,11 @@ def test_cross_attends_to_all_tokens_in_layers_of_its_own(share_encoder):
 def encoder_of(**changes):
     """The encoder of a config's `model` with three layers."""
     model = dict(drop_path=0.1, drop_path_rescale=True, norm=True)
-    model |= dict(block=dict(gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0))
+    model |= dict(
+        block=dict(
+            gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0, qkv_init="xavier"
+        )
+    )
     size = Size(8, 3, 2, 16, 8, 2)
     return fusion.build_encoder(ConfigDict(model | changes), size, jnp.dtype("float32"))
 

@@ -81,7 +81,9 @@ def test_an_unknown_preset_is_named():
 
 def test_pixels_are_normalised_and_cut():
     settings, batch = small(), batch_of()
-    settings.picture = dict(mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
+    settings.picture = dict(
+        normalise="fixed", mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3)
+    )
     patches, present = quick(
         lambda batch: inputs.make(settings, False)(batch, KEY, False)
     )(batch)

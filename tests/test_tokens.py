@@ -1,5 +1,7 @@
 """Token order against loops, positions against the published table."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,3 +161,29 @@ def test_learned_positions_are_parameters_and_fixed_ones_are_not():
 def test_positions_that_cannot_be_are_refused_in_words(kind, grid, d, message):
     with pytest.raises(ConfigError, match=message):
         table_of(kind, grid, d)
+
+
+@pytest.mark.parametrize("grid", [(4, 4, 4), (12, 8)])
+def test_fourier_positions_tell_near_places_apart(grid):
+    d = 48
+    table = tokens.fourier(grid, d)
+    assert table.shape == (math.prod(grid), d) and table.dtype == np.float32
+    np.testing.assert_allclose(table.mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(table.std(), 1, rtol=1e-5)
+
+    def cosines(x):
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
+        return (x @ x.T) - 2 * np.eye(len(x))  # never its own nearest
+
+    others = ~np.eye(len(table), dtype=bool)
+    assert abs(cosines(table)[others].mean()) < 0.05
+    assert cosines(tokens.sinusoid(len(table), d))[others].mean() > 0.5
+    places = np.indices(grid).reshape(len(grid), -1).T
+    nearest = places[cosines(table).argmax(1)]
+    np.testing.assert_array_equal(np.abs(nearest - places).sum(1), 1)
+
+
+def test_fourier_positions_need_a_width_for_all_axes():
+    module = tokens.Positions("fourier", (2, 2, 2))
+    with pytest.raises(ConfigError, match="a width that 6 divides"):
+        module.init(jax.random.key(0), jnp.zeros((1, 8, 16)))

@@ -160,13 +160,19 @@ def test_the_config_gives_every_option_of_a_block():
     model = ConfigDict(
         dict(
             drop_path_rescale=True,
-            block=dict(gelu="erf", eps=1e-5, key_bias=False, layer_scale=0.2),
+            block=dict(
+                gelu="erf",
+                eps=1e-5,
+                key_bias=False,
+                layer_scale=0.2,
+                qkv_init="aligned",
+            ),
         )
     )
     half = jnp.dtype("bfloat16")
     found = transformer.block_options(model, 4, 8, half, last_eps=1e-4)
     assert found == BlockOptions(
-        *(4, 8, True, 1e-5, "erf", False, 0.2, 1e-4), dtype=half
+        *(4, 8, True, 1e-5, "erf", False, 0.2, "aligned", 1e-4), dtype=half
     )
 
 
@@ -264,3 +270,19 @@ def test_bfloat16_keeps_float32_parameters_and_the_result_near():
     error = np.abs(found.astype(jnp.float32) - wanted)
     # bfloat16 has 8 bits; two blocks of rounding stay near that.
     assert 0 < error.mean() < 0.02 and error.max() < 0.1
+
+
+def test_aligned_queries_equal_keys_so_that_like_attends_to_like():
+    options = transformer.BlockOptions(heads=2, mlp=64, qkv_init="aligned")
+    x = jax.random.normal(jax.random.key(1), (1, 6, 32))
+    params = transformer.Attention(options).init(jax.random.key(0), x)["params"]
+    kernel = params["qkv"]["kernel"]  # d 3 h e
+    np.testing.assert_array_equal(kernel[:, 0], kernel[:, 1])
+    for head in range(2):
+        product = kernel[:, 0, head].T @ kernel[:, 0, head]
+        np.testing.assert_allclose(product, np.eye(16), atol=1e-5)
+    logits = jnp.einsum("dhe,ne,md->hnm", kernel[:, 0], x[0] @ kernel[:, 1, 0], x[0])
+    assert np.array_equal(logits[0].argmax(1), np.arange(6))  # each token: itself
+    plain = transformer.BlockOptions(heads=2, mlp=64)
+    params = transformer.Attention(plain).init(jax.random.key(0), x)["params"]
+    assert not np.array_equal(params["qkv"]["kernel"][:, 0], kernel[:, 0])

@@ -66,7 +66,7 @@ def template(trainer: str) -> ConfigDict:
     config.epochs = 1.0
     config.steps = 0
     config.data = _data()
-    config.picture = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    config.picture = dict(normalise="fixed", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     config.spectrogram = dict(preset="mbt", normalise="none", mean=0.0, std=1.0)
     config.model = _model()
     config.augment = dict(flip=0.0)
@@ -133,7 +133,9 @@ def _model() -> dict:
         heads=0,
         mlp=0,
         fusion="separate",
-        block=dict(gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0),
+        block=dict(
+            gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0, qkv_init="xavier"
+        ),
         norm=True,
         positions="sinusoidal",
         modality_embeddings=False,

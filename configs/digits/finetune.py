@@ -44,7 +44,9 @@ def get_config(arg=""):
         limit=200,
     )
 
-    config.picture = dict(mean=(0.24, 0.24, 0.24), std=(0.16, 0.16, 0.16))
+    config.picture = dict(
+        normalise="fixed", mean=(0.24, 0.24, 0.24), std=(0.16, 0.16, 0.16)
+    )
     config.spectrogram = dict(preset="mbt", normalise="dataset", mean=0.0, std=1.0)
 
     config.model = dict(
@@ -69,7 +71,9 @@ def get_config(arg=""):
         positions="sinusoidal",
         modality_embeddings=False,
         cls_token=False,
-        block=dict(gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0),
+        block=dict(
+            gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0, qkv_init="xavier"
+        ),
         norm=True,
         drop_path=0.1,
         drop_path_rescale=True,

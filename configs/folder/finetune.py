@@ -45,7 +45,7 @@ def get_config(arg=""):
         limit=0,
     )
 
-    config.picture = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    config.picture = dict(normalise="fixed", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     config.spectrogram = dict(preset="mbt", normalise="dataset", mean=0.0, std=1.0)
 
     config.model = dict(
@@ -70,7 +70,9 @@ def get_config(arg=""):
         positions="sinusoidal",
         modality_embeddings=False,
         cls_token=False,
-        block=dict(gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0),
+        block=dict(
+            gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0, qkv_init="xavier"
+        ),
         norm=True,
         drop_path=0.1,
         drop_path_rescale=True,

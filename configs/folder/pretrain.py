@@ -44,7 +44,7 @@ def get_config(arg=""):
         limit=0,
     )
 
-    config.picture = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    config.picture = dict(normalise="fixed", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     config.spectrogram = dict(preset="mbt", normalise="dataset", mean=0.0, std=1.0)
 
     config.model = dict(
@@ -58,7 +58,9 @@ def get_config(arg=""):
         positions="sinusoidal",
         modality_embeddings=False,
         cls_token=False,
-        block=dict(gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0),
+        block=dict(
+            gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0, qkv_init="xavier"
+        ),
         norm=True,
         drop_path=0.0,
         drop_path_rescale=False,

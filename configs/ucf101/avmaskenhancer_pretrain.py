@@ -53,7 +53,9 @@ def get_config(arg=""):
         limit=0,
     )
 
-    config.picture = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    config.picture = dict(
+        normalise="fixed", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
     config.spectrogram = dict(preset="mfcc", normalise="none", mean=0.0, std=1.0)
 
     config.model = dict(
@@ -68,7 +70,9 @@ def get_config(arg=""):
         positions="sinusoidal",
         modality_embeddings=False,
         cls_token=False,
-        block=dict(gelu="erf", eps=1e-6, key_bias=False, layer_scale=0.0),
+        block=dict(
+            gelu="erf", eps=1e-6, key_bias=False, layer_scale=0.0, qkv_init="xavier"
+        ),
         norm=True,
         drop_path=0.0,
         drop_path_rescale=True,

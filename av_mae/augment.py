@@ -75,3 +75,13 @@ def prepare_spectrogram(
     if normalise == "clip":
         return _by_clip(log_mel, (1,))
     return log_mel if normalise == "none" else (log_mel - mean) / std
+
+
+def time_shift(
+    log_mel: Float[Array, "b t f 1"], rng: PRNGKeyArray
+) -> Float[Array, "b t f 1"]:
+    """Each row turned by its own random number of rows; what leaves comes in again."""
+    b, t = log_mel.shape[:2]
+    shift = jax.random.randint(rng, (b, 1), 0, t)
+    index = (jnp.arange(t)[None] - shift) % t  # b t
+    return jnp.take_along_axis(log_mel, index[:, :, None, None], axis=1)

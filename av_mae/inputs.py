@@ -110,7 +110,8 @@ def make(config, missing: bool) -> Callable:
         else:
             x = batch["waveform"]
             x = spectrogram.log_mel(x.reshape(-1, x.shape[-1]), sound.preset)
-        return augment.prepare_spectrogram(x, sound.normalise, sound.mean, sound.std)
+        x = augment.prepare_spectrogram(x, sound.normalise, sound.mean, sound.std)
+        return augment.time_shift(x, rng) if train and config.augment.time_shift else x
 
     def prepare(batch: dict, rng, train: bool, mixes: Mapping | None = None):
         patches, present = {}, {}

@@ -97,3 +97,12 @@ def test_a_sound_loses_its_level_in_each_mel_bin():
     other = augment.prepare_spectrogram(jnp.array(louder), "clip")
     np.testing.assert_allclose(one, other, atol=1e-4)
     np.testing.assert_allclose(one.mean(1), 0, atol=1e-5)
+
+
+def test_a_time_shift_turns_each_sound_by_its_own_number_of_rows():
+    x = jnp.tile(jnp.arange(10.0)[None, :, None, None], (20, 1, 3, 1))
+    out = np.asarray(augment.time_shift(x, jax.random.key(0)))
+    first = out[:, 0, 0, 0]
+    assert len(set(first)) > 4
+    wanted = (first[:, None] + np.arange(10)) % 10
+    np.testing.assert_array_equal(out[..., 0], np.repeat(wanted[..., None], 3, 2))

@@ -186,3 +186,17 @@ def test_pixels_are_the_picture_before_it_was_normalised():
 def test_a_layout_knows_the_frames_of_its_tubes():
     cuts = inputs.layouts(small())
     assert (cuts["rgb"].frames, cuts["spectrogram"].frames) == (2, 1)
+
+
+def test_sound_is_shifted_in_training_alone():
+    settings, batch = small(), batch_of()
+    settings.augment.time_shift = True
+    plain = small()
+    make = lambda c, train: quick(
+        lambda batch: inputs.make(c, False)(batch, KEY, train)[0]["spectrogram"]
+    )(batch)
+    np.testing.assert_array_equal(make(settings, False), make(plain, False))
+    assert not np.allclose(make(settings, True), make(plain, True))
+    # Nothing is lost: the same values in another order.
+    both = [np.sort(make(c, True), axis=None) for c in (settings, plain)]
+    np.testing.assert_allclose(*both, rtol=1e-4, atol=1e-4)

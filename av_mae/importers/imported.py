@@ -69,7 +69,7 @@ def template(trainer: str) -> ConfigDict:
     config.picture = dict(normalise="fixed", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     config.spectrogram = dict(preset="mbt", normalise="none", mean=0.0, std=1.0)
     config.model = _model()
-    config.augment = dict(flip=0.0)
+    config.augment = dict(flip=0.0, time_shift=False)
     config.optimizer = dict(
         name="adamw",
         b1=0.9,

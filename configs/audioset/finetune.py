@@ -82,6 +82,7 @@ def get_config(arg=""):
     config.objective = dict(kind="sigmoid", label_smoothing=0.3)
     config.augment = dict(
         flip=0.5,
+        time_shift=True,
         mixup=0.5,
         cutmix=0.0,
         mix_probability=1.0,

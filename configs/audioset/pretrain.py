@@ -88,7 +88,7 @@ def get_config(arg=""):
         unmasked=False,
         l2=0.0,
     )
-    config.augment = dict(flip=0.5)
+    config.augment = dict(flip=0.5, time_shift=False)
 
     config.optimizer = dict(
         name="adam",

@@ -81,6 +81,7 @@ def get_config(arg=""):
     config.objective = dict(kind="softmax", label_smoothing=0.1)
     config.augment = dict(
         flip=0.0,
+        time_shift=False,
         mixup=0.0,
         cutmix=0.0,
         mix_probability=1.0,

@@ -95,6 +95,7 @@ def get_config(arg=""):
     config.objective = dict(kind="softmax", label_smoothing=0.1)
     config.augment = dict(
         flip=0.5,
+        time_shift=False,
         mixup=0.8,
         cutmix=1.0,
         mix_probability=1.0,

@@ -18,7 +18,7 @@ def get_config(arg=""):
     config.seed = 0
     config.modalities = ("rgb", "spectrogram")
     config.batch_size = 20
-    config.epochs = 25.0
+    config.epochs = 40.0
     config.steps = 0
 
     config.data = dict(
@@ -26,7 +26,7 @@ def get_config(arg=""):
         split="train",
         fps=25.0,
         num_frames=8,
-        stride=6,
+        stride=3,
         sampling="dense",
         size=64,
         short_side=64,
@@ -45,9 +45,9 @@ def get_config(arg=""):
     )
 
     config.picture = dict(
-        normalise="fixed", mean=(0.24, 0.24, 0.24), std=(0.16, 0.16, 0.16)
+        normalise="clip", mean=(0.24, 0.24, 0.24), std=(0.16, 0.16, 0.16)
     )
-    config.spectrogram = dict(preset="mbt", normalise="dataset", mean=0.0, std=1.0)
+    config.spectrogram = dict(preset="mbt", normalise="clip", mean=0.0, std=1.0)
 
     config.model = dict(
         variant="Ti/16x2",
@@ -68,11 +68,11 @@ def get_config(arg=""):
         head_eps=1e-6,
         head_init=0.0,
         head_dropout=0.0,
-        positions="sinusoidal",
+        positions="fourier",
         modality_embeddings=False,
         cls_token=False,
         block=dict(
-            gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0, qkv_init="xavier"
+            gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0, qkv_init="aligned"
         ),
         norm=True,
         drop_path=0.1,
@@ -81,8 +81,8 @@ def get_config(arg=""):
     config.objective = dict(kind="softmax", label_smoothing=0.1)
     config.augment = dict(
         flip=0.0,
-        time_shift=False,
-        mixup=0.0,
+        time_shift=True,
+        mixup=0.5,
         cutmix=0.0,
         mix_probability=1.0,
         mix_switch=0.5,
@@ -100,7 +100,10 @@ def get_config(arg=""):
         layer_decay=1.0,
     )
     config.schedule = dict(
-        learning_rate_per_256=2e-2, warmup_epochs=2.0, floor_per_256=0.0, kind="scenic"
+        learning_rate_per_256=1.28e-2,
+        warmup_epochs=2.0,
+        floor_per_256=0.0,
+        kind="scenic",
     )
 
     config.parallel = dict(data=-1, fsdp=1)
@@ -108,7 +111,7 @@ def get_config(arg=""):
 
     config.checkpoint = dict(every_steps=200, keep=2)
     config.log = dict(every_steps=20)
-    config.eval = dict(every_epochs=25.0, split="test", batch_size=128)
+    config.eval = dict(every_epochs=40.0, split="test", batch_size=128)
 
     config.init_from = dict(
         checkpoint_path="",
@@ -125,7 +128,7 @@ def get_config(arg=""):
         config.data.num_frames, config.data.size, config.data.short_side = 4, 32, 32
         config.data.audio_seconds = 0.64
         config.data.threads = 2
-        config.model.width, config.model.depth = 32, 3
+        config.model.width, config.model.depth = 48, 3
         config.model.heads, config.model.mlp = 2, 64
         config.model.classes = 0
         config.data.limit = 20

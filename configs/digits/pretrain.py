@@ -17,7 +17,7 @@ def get_config(arg=""):
     config.mode = "train"
     config.seed = 0
     config.modalities = ("rgb", "spectrogram")
-    config.batch_size = 32
+    config.batch_size = 64
     config.epochs = 10.0
     config.steps = 0
 
@@ -26,7 +26,7 @@ def get_config(arg=""):
         split="train",
         fps=25.0,
         num_frames=8,
-        stride=6,
+        stride=3,
         sampling="dense",
         size=64,
         short_side=64,
@@ -38,16 +38,16 @@ def get_config(arg=""):
         crops=1,
         threads=2,
         workers=0,
-        cache=False,
+        cache=True,
         resize="antialias",
         missing_modalities=True,
         limit=0,
     )
 
     config.picture = dict(
-        normalise="fixed", mean=(0.24, 0.24, 0.24), std=(0.16, 0.16, 0.16)
+        normalise="clip", mean=(0.24, 0.24, 0.24), std=(0.16, 0.16, 0.16)
     )
-    config.spectrogram = dict(preset="mbt", normalise="dataset", mean=0.0, std=1.0)
+    config.spectrogram = dict(preset="mbt", normalise="clip", mean=0.0, std=1.0)
 
     config.model = dict(
         variant="Ti/16x2",
@@ -57,11 +57,11 @@ def get_config(arg=""):
         mlp=384,
         fusion="mid",
         fusion_layers=2,
-        positions="sinusoidal",
+        positions="fourier",
         modality_embeddings=False,
         cls_token=False,
         block=dict(
-            gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0, qkv_init="xavier"
+            gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0, qkv_init="aligned"
         ),
         norm=True,
         drop_path=0.0,
@@ -69,11 +69,11 @@ def get_config(arg=""):
     )
     config.model.decoder = dict(
         kind="shared",
-        width=64,
+        width=96,
         depth=1,
-        heads=2,
-        mlp=256,
-        positions="sinusoidal",
+        heads=3,
+        mlp=384,
+        positions="fourier",
         bias=True,
         eps=1e-6,
         norm=True,
@@ -90,7 +90,7 @@ def get_config(arg=""):
         unmasked=False,
         l2=0.0,
     )
-    config.augment = dict(flip=0.0, time_shift=False)
+    config.augment = dict(flip=0.0, time_shift=True)
 
     config.optimizer = dict(
         name="adamw",
@@ -103,7 +103,10 @@ def get_config(arg=""):
         layer_decay=1.0,
     )
     config.schedule = dict(
-        learning_rate_per_256=8e-3, warmup_epochs=1.0, floor_per_256=0.0, kind="scenic"
+        learning_rate_per_256=1.2e-2,
+        warmup_epochs=1.0,
+        floor_per_256=0.0,
+        kind="scenic",
     )
 
     config.parallel = dict(data=-1, fsdp=1)
@@ -128,9 +131,9 @@ def get_config(arg=""):
         config.data.num_frames, config.data.size, config.data.short_side = 4, 32, 32
         config.data.audio_seconds = 0.64
         config.data.threads = 2
-        config.model.width, config.model.depth = 32, 3
+        config.model.width, config.model.depth = 48, 3
         config.model.heads, config.model.mlp = 2, 64
-        config.model.decoder.width, config.model.decoder.depth = 32, 1
+        config.model.decoder.width, config.model.decoder.depth = 48, 1
         config.model.decoder.heads, config.model.decoder.mlp = 2, 64
         config.compute.dtype = "float32"
         config.checkpoint.every_steps = config.log.every_steps = 2

@@ -86,9 +86,10 @@ def test_schedules_are_the_published_ones(name):
     )
     steps, rates = (arrays[f"schedule/{name}/{key}"] for key in ("steps", "lr"))
     within = steps < total
-    np.testing.assert_allclose(
-        jax.jit(schedule)(jnp.asarray(steps))[within], rates[within], 1e-6, 1e-6 * peak
-    )
+    found = jax.jit(schedule)(jnp.asarray(steps))[within]
+    np.testing.assert_allclose(found, rates[within], 1e-6, 1e-6 * peak)
+    error = np.abs(found - rates[within]).max() / peak
+    parity.record("Scenic schedules", name, outputs=error)
     # The published schedule is back at its peak at the end; ours stays at the floor.
     assert rates[-1] == pytest.approx(peak) and steps[-1] == total
     floor = config.get("alpha", 0.0) * peak
@@ -218,6 +219,8 @@ def test_three_steps_are_the_published_ones(case):
             params,
             wanted,
         )
+    off = jax.tree.map(lambda found, value: np.abs(found - value).max(), params, wanted)
+    parity.record("Scenic optimisers", case, outputs=max(jax.tree.leaves(off)))
 
 
 @needs_fixtures

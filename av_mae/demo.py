@@ -11,6 +11,8 @@ it goes on where it stopped.
 import argparse
 import importlib.util
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +30,7 @@ from av_mae import (
     pretrain,
     spectrogram,
 )
-from data import DataError, digits, pipeline
-from data.prepare import prepare
+from data import DataError, pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = {
@@ -61,10 +62,28 @@ def once(path: Path, make: Callable[[], dict]) -> dict:
 
 
 def make_data(workdir: Path, clips: int, jobs: int) -> dict:
-    """Clips as files, then records."""
-    manifest = digits.make(workdir / "clips", clips, clips // 2, 0, jobs)
-    prepare(manifest, workdir / "data", short_side="source", jobs=jobs)
+    """Clips as files, then records, by the commands of a user.
+
+    In processes of their own: workers started from here would import jax first.
+    """
+    workdir = workdir.resolve()
+    source, out = str(workdir / "clips"), str(workdir / "data")
+    counts = ["--train", str(clips), "--test", str(clips // 2)]
+    workers = ["--jobs", str(jobs)] if jobs else []
+    command("data.digits", "--out", source, *counts, *workers)
+    settings = ["--out", out, "--short-side", "source"]
+    command("data.prepare", f"{source}/clips.csv", *settings, *workers)
     return {"train": clips, "test": clips // 2}
+
+
+def command(module: str, *words: str) -> None:
+    """`python -m module words…` from the project's folder; DataError where it fails."""
+    done = subprocess.run([sys.executable, "-m", module, *words], cwd=ROOT, check=False)
+    if done.returncode:
+        raise DataError(
+            f"python -m {module} failed (exit code {done.returncode}): mend what it "
+            "says above and run the demo again."
+        )
 
 
 def load(config, split: str, label: str, cache: bool) -> pipeline.Dataset:

@@ -423,10 +423,11 @@ def page(avmae=AVMAE, video=VIDEOMAE) -> str:
 
 
 def readme(text: str) -> str:
-    """The README with its table as it is now."""
+    """The README with its tables as they are now."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{summary()}\n{END}{after}"
+    every = f"<details><summary>Every file, address and command</summary>\n\n{files(MODELS)}"
+    return f"{before}{BEGIN}\n{summary()}\n\n{every}\n\n</details>\n{END}{after}"
 
 
 def main():

@@ -9,6 +9,7 @@ import pytest
 import toy
 
 from av_mae import demo
+from data import DataError
 
 SETS = ("sound", "picture", "both")
 
@@ -115,3 +116,9 @@ def test_times(tmp_path):
     assert demo.times(tmp_path) == (
         "Time: data 1 m 1 s, pretrain 5 s, baselines and finetuning 7 s"
     )
+
+
+def test_a_command_that_fails_is_named(tmp_path, capfd):
+    with pytest.raises(DataError, match="python -m data.prepare failed .exit code 2."):
+        demo.command("data.prepare", str(tmp_path / "none"), "--out", str(tmp_path))
+    assert "none" in capfd.readouterr().err

@@ -426,8 +426,9 @@ def readme(text: str) -> str:
     """The README with its tables as they are now."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    every = f"<details><summary>Every file, address and command</summary>\n\n{files(MODELS)}"
-    return f"{before}{BEGIN}\n{summary()}\n\n{every}\n\n</details>\n{END}{after}"
+    title = "<details><summary>Every file, address and command</summary>"
+    tables = f"{summary()}\n\n{title}\n\n{files(MODELS)}\n\n</details>"
+    return f"{before}{BEGIN}\n{tables}\n{END}{after}"
 
 
 def main():

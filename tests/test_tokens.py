@@ -183,7 +183,10 @@ def test_fourier_positions_tell_near_places_apart(grid):
     np.testing.assert_array_equal(np.abs(nearest - places).sum(1), 1)
 
 
-def test_fourier_positions_need_a_width_for_all_axes():
+def test_fourier_positions_fill_up_with_zeros():
+    table = tokens.fourier((2, 2, 2), 16)
+    np.testing.assert_array_equal(table[:, :12], tokens.fourier((2, 2, 2), 12))
+    np.testing.assert_array_equal(table[:, 12:], 0)
     module = tokens.Positions("fourier", (2, 2, 2))
-    with pytest.raises(ConfigError, match="a width that 6 divides"):
-        module.init(jax.random.key(0), jnp.zeros((1, 8, 16)))
+    with pytest.raises(ConfigError, match="a width of 6, but it is 4"):
+        module.init(jax.random.key(0), jnp.zeros((1, 8, 4)))

@@ -85,10 +85,10 @@ def fourier(grid: tuple[int, ...], d: int) -> Float[np.ndarray, "n d"]:
 
     For each axis of length L sines and cosines at d // (2 · axes) wavelengths from 4 to
     4·L tokens, evenly on a logarithmic scale; then the mean over the grid is taken away
-    and the deviation made 1; features left over are 0. A sinusoid with base 10000 (`sinusoidal`) has
-    wavelengths up to 60,000 tokens: on 4×4×4 tokens most of its features hardly change,
-    and the vectors of two places have a cosine of .6 on average. Random Fourier
-    features (Tancik et al. 2020) answer the same fault.
+    and the deviation made 1; features left over are 0. A sinusoid with base 10000
+    (`sinusoidal`) has wavelengths up to 60,000 tokens: on 4×4×4 tokens most of its
+    features hardly change, and the vectors of two places have a cosine of .6 on
+    average. Random Fourier features (Tancik et al. 2020) answer the same fault.
     """
     r = d // (2 * len(grid))
     parts = []

@@ -37,7 +37,9 @@ def tiny(name: str, **changes):
     result = config(name)
     result.steps, result.data.audio_seconds = 8, 0.32
     # What the shipped config is tuned to does not matter here.
-    result.spectrogram.normalise = "none"
+    result.spectrogram.normalise, result.picture.normalise = "none", "fixed"
+    result.model.positions, result.model.block.qkv_init = "sinusoidal", "xavier"
+    result.augment.time_shift = False
     result.model.width, result.model.depth, result.model.mlp = 16, 2, 32
     result.schedule.learning_rate_per_256, result.schedule.warmup_epochs = 0.64, 0.0
     result.eval.every_epochs = 1.0
@@ -47,10 +49,12 @@ def tiny(name: str, **changes):
     if result.trainer == "pretrain":
         result.model.fusion, result.model.fusion_layers = "mid", 1
         result.model.decoder.width, result.model.decoder.mlp = 16, 32
+        result.model.decoder.positions = "sinusoidal"
         result.mask.rgb.kind, result.mask.rgb.ratio = "tube", 0.75
         result.objective.target.update(rgb="standardised", spectrogram="standardised")
     else:
         result.model.fusion, result.model.fusion_layer = "bottleneck", 0
+        result.augment.mixup = 0.0
     result.update_from_flattened_dict(
         {key.replace("__", "."): value for key, value in changes.items()}
     )

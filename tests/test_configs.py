@@ -25,7 +25,7 @@ SIZES = {
     "audioset/finetune": (607_002_127, 3136, 496),
     "audioset/pretrain": (595_849_984, 1568, 496),
     "digits/finetune": (1_068_490, 64, 96),
-    "digits/pretrain": (1_022_976, 64, 96),
+    "digits/pretrain": (1_148_512, 64, 96),
     "folder/finetune": (43_282_186, 1568, 200),
     "folder/pretrain": (42_003_328, 1568, 200),
     "ucf101/avmaskenhancer_finetune": (89_232_123, 1568, 2048),

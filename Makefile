@@ -49,7 +49,7 @@ test test-slow stress parity: export JAX_PLATFORMS = cpu
 test: $(INSTALLED)
 	@$(BIN)/ruff check . || { echo "make test: the linter found the faults above; make format mends most."; exit 1; }
 	@$(BIN)/ruff format --check . || { echo "make test: the files above are not formatted; make format does it."; exit 1; }
-	@$(BIN)/python -m pytest || { echo "make test: the tests named above failed."; exit 1; }
+	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile || { echo "make test: the tests named above failed."; exit 1; }
 
 test-slow: $(INSTALLED)
 	@$(BIN)/python -m pytest -m slow || { echo "make test-slow: the tests named above failed."; exit 1; }

@@ -48,3 +48,12 @@ def choose(field: str, name: str, table):
     hint = f"did you mean {close[0]!r}? " if close else ""
     known = ", ".join(repr(key) for key in table)
     raise ConfigError(f"{field} is {name!r}: {hint}choose one of {known}.")
+
+
+def __getattr__(name: str):
+    """`av_mae.load` reaches api.py, which imports jax, only when it is asked for."""
+    if name == "load":
+        from av_mae import api
+
+        return api.load
+    raise AttributeError(f"module 'av_mae' has no attribute {name!r}")

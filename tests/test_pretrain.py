@@ -113,7 +113,8 @@ def test_a_checkpoint_knows_its_labels_statistics_and_config(trained):
     params, saved, meta = checkpoints.load(workdir)
     assert saved["model"]["width"] == 16
     assert meta["labels"] == ["class 0", "class 1", "class 2"]
-    assert meta["picture"] == {"mean": [0.5] * 3, "std": [0.5] * 3}
+    picture = {"normalise": "fixed", "mean": [0.5] * 3, "std": [0.5] * 3}
+    assert meta["picture"] == picture
     assert meta["spectrogram"]["preset"] == "mbt"
     assert meta["dataset_checksum"] == "checksum"
     assert params["encoder"]["joint"]["block_0"]["attention"]["qkv"]["kernel"].ndim == 4

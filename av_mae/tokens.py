@@ -159,8 +159,9 @@ def _check(kind: str, good: bool, needs: str):
         )
 
 
-# Scenic's models of one modality have the last three, its MBT with CLS tokens
-# `sinusoidal_cls`; the others serve every model.
+# Scenic's models of one modality have `sinusoidal_2d`, `sinusoidal_3d` and
+# `learned_space_time`, its MBT with CLS tokens `sinusoidal_cls`; `fourier` is for small
+# grids; the others serve every model.
 POSITIONS = {
     "sinusoidal": _sinusoidal,
     "sinusoidal_cls": _sinusoidal_cls,

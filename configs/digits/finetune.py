@@ -18,7 +18,7 @@ def get_config(arg=""):
     config.seed = 0
     config.modalities = ("rgb", "spectrogram")
     config.batch_size = 20
-    config.epochs = 30.0
+    config.epochs = 20.0
     config.steps = 0
 
     config.data = dict(
@@ -111,7 +111,7 @@ def get_config(arg=""):
 
     config.checkpoint = dict(every_steps=200, keep=2)
     config.log = dict(every_steps=20)
-    config.eval = dict(every_epochs=30.0, split="test", batch_size=128)
+    config.eval = dict(every_epochs=20.0, split="test", batch_size=128)
 
     config.init_from = dict(
         checkpoint_path="",

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from av_mae import (
+    TrainingError,
     UserError,
     baselines,
     commandline,
@@ -93,9 +94,16 @@ def load(config, split: str, label: str, cache: bool) -> pipeline.Dataset:
     return pipeline.load(settings, split, label=label, seed=config.seed)
 
 
+def finished(results: dict) -> dict:
+    """The results of a run; TrainingError where SIGTERM stopped it before it had any."""
+    if not results:
+        raise TrainingError("The demo was stopped by SIGTERM: run it again to go on.")
+    return dict(results)
+
+
 def run_pretraining(config, data: dict, workdir: Path) -> dict:
     """Pretrains, and measures three trivial predictors on the same masks."""
-    errors = dict(pretrain.train(config, data, workdir))
+    errors = finished(pretrain.train(config, data, workdir))
     return errors | {"trivial": trivial_errors(config, data["eval"])}
 
 
@@ -125,7 +133,7 @@ def trivial_errors(config, dataset, clips: int = 256) -> dict[str, dict[str, flo
 
 def run_finetuning(config, data: dict, workdir: Path) -> dict:
     """Finetunes; keeps a single modality's test logits for late fusion."""
-    results = dict(finetune.train(config, data, workdir))
+    results = finished(finetune.train(config, data, workdir))
     if len(config.modalities) > 1:
         return results
     logits, labels = finetune.predict_all(config, data["eval"], workdir)

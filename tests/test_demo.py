@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import toy
 
-from av_mae import demo
+from av_mae import TrainingError, demo
 from data import DataError
 
 SETS = ("sound", "picture", "both")
@@ -122,3 +122,11 @@ def test_a_command_that_fails_is_named(tmp_path, capfd):
     with pytest.raises(DataError, match="python -m data.prepare failed .exit code 2."):
         demo.command("data.prepare", str(tmp_path / "none"), "--out", str(tmp_path))
     assert "none" in capfd.readouterr().err
+
+
+def test_a_run_that_was_stopped_is_not_taken_for_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo.finetune, "train", lambda *arguments: {})
+    path = tmp_path / "results" / "x.json"
+    with pytest.raises(TrainingError, match="stopped by SIGTERM: run it again"):
+        demo.once(path, lambda: demo.run_finetuning(None, {}, tmp_path))
+    assert not path.exists()

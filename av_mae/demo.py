@@ -95,7 +95,7 @@ def load(config, split: str, label: str, cache: bool) -> pipeline.Dataset:
 
 
 def finished(results: dict) -> dict:
-    """The results of a run; TrainingError where SIGTERM stopped it before it had any."""
+    """The results of a run; TrainingError where SIGTERM stopped it before the end."""
     if not results:
         raise TrainingError("The demo was stopped by SIGTERM: run it again to go on.")
     return dict(results)

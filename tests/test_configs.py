@@ -115,7 +115,9 @@ def test_fields_are_those_of_the_trainer(name, arg):
         *("name", "b1", "weight_decay", "decay_rules", "clip_norm", "layer_decay")
     }
     assert set(config.parallel) == {"data", "fsdp"}
-    assert set(config.compute) == {"dtype", "accumulate"}
+    assert set(config.compute) == {
+        *("dtype", "accumulate", "scan", "remat", "attention")
+    }
     assert set(config.init_from) == {
         *("checkpoint_path", "rgb", "spectrogram", "weights"),
         *("allow_fresh", "allow_unused"),

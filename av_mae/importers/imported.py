@@ -65,11 +65,22 @@ def template(trainer: str) -> ConfigDict:
     config.batch_size = 8
     config.epochs = 1.0
     config.steps = 0
+    config.dry_run = False
     config.data = _data()
     config.picture = dict(normalise="fixed", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     config.spectrogram = dict(preset="mbt", normalise="none", mean=0.0, std=1.0)
     config.model = _model()
-    config.augment = dict(flip=0.0, time_shift=False)
+    config.augment = dict(
+        flip=0.0,
+        time_shift=False,
+        colour=0.0,
+        grey=0.0,
+        erase=0.0,
+        frequency_masks=0,
+        frequency_width=0,
+        time_masks=0,
+        time_width=0,
+    )
     config.optimizer = dict(
         name="adamw",
         b1=0.9,
@@ -84,7 +95,11 @@ def template(trainer: str) -> ConfigDict:
         learning_rate_per_256=1e-3, warmup_epochs=0.0, floor_per_256=0.0, kind="scenic"
     )
     config.parallel = dict(data=-1, fsdp=1)
-    config.compute = dict(dtype="float32", accumulate=1)
+    config.ema = 0.0
+    config.nonfinite = "stop"
+    config.compute = dict(
+        dtype="float32", accumulate=1, scan=False, remat="none", attention="auto"
+    )
     config.checkpoint = dict(every_steps=1000, keep=2)
     config.log = dict(every_steps=100)
     config.eval = dict(every_epochs=1.0, split="test", batch_size=8)
@@ -122,6 +137,9 @@ def _data() -> dict:
         resize="antialias",
         missing_modalities=True,
         limit=0,
+        source="records",
+        skip_bad_records=0,
+        randaugment="",
     )
 
 
@@ -168,6 +186,8 @@ def _pretraining(config: ConfigDict):
         weights=dict(rgb=0.5, spectrogram=0.5),
         unmasked=False,
         l2=0.0,
+        decode=dict(kind="all", share=1.0),
+        masks_per_clip=1,
     )
     config.log.pictures = 4
 
@@ -187,7 +207,9 @@ def _finetuning(config: ConfigDict):
         head_init=0.0,
         head_dropout=0.0,
     )
+    config.probe = "full"
     config.objective = dict(kind="softmax", label_smoothing=0.0)
+    config.eval.update(average="logits", modalities=(), corruption="")
     config.augment.update(
         mixup=0.0,
         cutmix=0.0,

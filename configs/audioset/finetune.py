@@ -23,6 +23,7 @@ def get_config(arg=""):
     config.batch_size = 128
     config.epochs = 50.0
     config.steps = 0
+    config.dry_run = False
 
     config.data = dict(
         dir="datasets/audioset",
@@ -45,6 +46,9 @@ def get_config(arg=""):
         resize="antialias",
         missing_modalities=True,
         limit=0,
+        source="records",
+        skip_bad_records=0,
+        randaugment="",
     )
 
     config.picture = dict(normalise="fixed", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -79,6 +83,7 @@ def get_config(arg=""):
         drop_path=0.3,
         drop_path_rescale=False,
     )
+    config.probe = "full"
     config.objective = dict(kind="sigmoid", label_smoothing=0.3)
     config.augment = dict(
         flip=0.5,
@@ -88,6 +93,13 @@ def get_config(arg=""):
         mix_probability=1.0,
         mix_switch=0.5,
         mix_per_modality=True,
+        colour=0.0,
+        grey=0.0,
+        erase=0.0,
+        frequency_masks=0,
+        frequency_width=0,
+        time_masks=0,
+        time_width=0,
     )
 
     config.optimizer = dict(
@@ -102,12 +114,28 @@ def get_config(arg=""):
         learning_rate_per_256=3.2, warmup_epochs=2.5, floor_per_256=0.0, kind="scenic"
     )
 
+    config.ema = 0.0
+    config.nonfinite = "stop"
+
     config.parallel = dict(data=-1, fsdp=1)
-    config.compute = dict(dtype="bfloat16", accumulate=1)
+    config.compute = dict(
+        dtype="bfloat16",
+        accumulate=1,
+        scan=False,
+        remat="none",
+        attention="auto",
+    )
 
     config.checkpoint = dict(every_steps=1000, keep=2)
     config.log = dict(every_steps=100)
-    config.eval = dict(every_epochs=1.0, split="test", batch_size=128)
+    config.eval = dict(
+        every_epochs=1.0,
+        split="test",
+        batch_size=128,
+        average="logits",
+        modalities=(),
+        corruption="",
+    )
 
     config.init_from = dict(
         checkpoint_path="",

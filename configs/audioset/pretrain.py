@@ -20,6 +20,7 @@ def get_config(arg=""):
     config.batch_size = 512
     config.epochs = 120.0
     config.steps = 0
+    config.dry_run = False
 
     config.data = dict(
         dir="datasets/audioset",
@@ -42,6 +43,9 @@ def get_config(arg=""):
         resize="antialias",
         missing_modalities=True,
         limit=0,
+        source="records",
+        skip_bad_records=0,
+        randaugment="",
     )
 
     config.picture = dict(normalise="fixed", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -87,8 +91,20 @@ def get_config(arg=""):
         weights=dict(rgb=0.5, spectrogram=0.5),
         unmasked=False,
         l2=0.0,
+        decode=dict(kind="all", share=1.0),
+        masks_per_clip=1,
     )
-    config.augment = dict(flip=0.5, time_shift=False)
+    config.augment = dict(
+        flip=0.5,
+        time_shift=False,
+        colour=0.0,
+        grey=0.0,
+        erase=0.0,
+        frequency_masks=0,
+        frequency_width=0,
+        time_masks=0,
+        time_width=0,
+    )
 
     config.optimizer = dict(
         name="adam",
@@ -104,8 +120,17 @@ def get_config(arg=""):
         learning_rate_per_256=3e-4, warmup_epochs=4.0, floor_per_256=0.0, kind="scenic"
     )
 
+    config.ema = 0.0
+    config.nonfinite = "stop"
+
     config.parallel = dict(data=-1, fsdp=1)
-    config.compute = dict(dtype="bfloat16", accumulate=1)
+    config.compute = dict(
+        dtype="bfloat16",
+        accumulate=1,
+        scan=False,
+        remat="none",
+        attention="auto",
+    )
 
     config.checkpoint = dict(every_steps=1000, keep=2)
     config.log = dict(every_steps=100, pictures=4)

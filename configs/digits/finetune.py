@@ -20,6 +20,7 @@ def get_config(arg=""):
     config.batch_size = 20
     config.epochs = 20.0
     config.steps = 0
+    config.dry_run = False
 
     config.data = dict(
         dir="datasets/digits",
@@ -42,6 +43,9 @@ def get_config(arg=""):
         resize="antialias",
         missing_modalities=True,
         limit=200,
+        source="records",
+        skip_bad_records=0,
+        randaugment="",
     )
 
     config.picture = dict(
@@ -78,6 +82,7 @@ def get_config(arg=""):
         drop_path=0.1,
         drop_path_rescale=True,
     )
+    config.probe = "full"
     config.objective = dict(kind="softmax", label_smoothing=0.1)
     config.augment = dict(
         flip=0.0,
@@ -87,6 +92,13 @@ def get_config(arg=""):
         mix_probability=1.0,
         mix_switch=0.5,
         mix_per_modality=False,
+        colour=0.0,
+        grey=0.0,
+        erase=0.0,
+        frequency_masks=0,
+        frequency_width=0,
+        time_masks=0,
+        time_width=0,
     )
 
     config.optimizer = dict(
@@ -106,12 +118,28 @@ def get_config(arg=""):
         kind="scenic",
     )
 
+    config.ema = 0.0
+    config.nonfinite = "stop"
+
     config.parallel = dict(data=-1, fsdp=1)
-    config.compute = dict(dtype="float32", accumulate=1)
+    config.compute = dict(
+        dtype="float32",
+        accumulate=1,
+        scan=False,
+        remat="none",
+        attention="auto",
+    )
 
     config.checkpoint = dict(every_steps=200, keep=2)
     config.log = dict(every_steps=20)
-    config.eval = dict(every_epochs=20.0, split="test", batch_size=128)
+    config.eval = dict(
+        every_epochs=20.0,
+        split="test",
+        batch_size=128,
+        average="logits",
+        modalities=(),
+        corruption="",
+    )
 
     config.init_from = dict(
         checkpoint_path="",

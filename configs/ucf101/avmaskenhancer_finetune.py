@@ -33,6 +33,7 @@ def get_config(arg=""):
     config.batch_size = 16  # on one GPU
     config.epochs = 100.0
     config.steps = 0
+    config.dry_run = False
 
     config.data = dict(
         dir="datasets/ucf101",
@@ -55,6 +56,9 @@ def get_config(arg=""):
         resize="bilinear",
         missing_modalities=True,
         limit=0,
+        source="records",
+        skip_bad_records=0,
+        randaugment="",
     )
 
     config.picture = dict(
@@ -92,6 +96,7 @@ def get_config(arg=""):
         drop_path=0.2,
         drop_path_rescale=True,
     )
+    config.probe = "full"
     config.objective = dict(kind="softmax", label_smoothing=0.1)
     config.augment = dict(
         flip=0.5,
@@ -101,6 +106,13 @@ def get_config(arg=""):
         mix_probability=1.0,
         mix_switch=0.5,
         mix_per_modality=False,
+        colour=0.0,
+        grey=0.0,
+        erase=0.0,
+        frequency_masks=0,
+        frequency_width=0,
+        time_masks=0,
+        time_width=0,
     )
 
     config.optimizer = dict(
@@ -120,12 +132,28 @@ def get_config(arg=""):
         kind="videomae",
     )
 
+    config.ema = 0.0
+    config.nonfinite = "stop"
+
     config.parallel = dict(data=-1, fsdp=1)
-    config.compute = dict(dtype="bfloat16", accumulate=1)
+    config.compute = dict(
+        dtype="bfloat16",
+        accumulate=1,
+        scan=False,
+        remat="none",
+        attention="auto",
+    )
 
     config.checkpoint = dict(every_steps=1000, keep=2)
     config.log = dict(every_steps=100)
-    config.eval = dict(every_epochs=10.0, split="test", batch_size=16)
+    config.eval = dict(
+        every_epochs=10.0,
+        split="test",
+        batch_size=16,
+        average="logits",
+        modalities=(),
+        corruption="",
+    )
 
     config.init_from = dict(
         checkpoint_path="",

@@ -29,6 +29,7 @@ def get_config(arg=""):
     config.batch_size = 20  # on one GPU; 24 without attention
     config.epochs = 3200.0
     config.steps = 0
+    config.dry_run = False
 
     config.data = dict(
         dir="datasets/ucf101",
@@ -51,6 +52,9 @@ def get_config(arg=""):
         resize="bilinear",
         missing_modalities=True,
         limit=0,
+        source="records",
+        skip_bad_records=0,
+        randaugment="",
     )
 
     config.picture = dict(
@@ -99,8 +103,20 @@ def get_config(arg=""):
         weights=dict(rgb=1.0, spectrogram=0.0),
         unmasked=False,
         l2=0.0,
+        decode=dict(kind="all", share=1.0),
+        masks_per_clip=1,
     )
-    config.augment = dict(flip=0.0, time_shift=False)
+    config.augment = dict(
+        flip=0.0,
+        time_shift=False,
+        colour=0.0,
+        grey=0.0,
+        erase=0.0,
+        frequency_masks=0,
+        frequency_width=0,
+        time_masks=0,
+        time_width=0,
+    )
 
     config.optimizer = dict(
         name="adamw",
@@ -119,8 +135,17 @@ def get_config(arg=""):
         kind="videomae",
     )
 
+    config.ema = 0.0
+    config.nonfinite = "stop"
+
     config.parallel = dict(data=-1, fsdp=1)
-    config.compute = dict(dtype="bfloat16", accumulate=1)
+    config.compute = dict(
+        dtype="bfloat16",
+        accumulate=1,
+        scan=False,
+        remat="none",
+        attention="auto",
+    )
 
     config.checkpoint = dict(every_steps=1000, keep=2)
     config.log = dict(every_steps=100, pictures=4)

@@ -10,6 +10,7 @@ draw the same ones. Batches hold uint8 pictures and int16 sound: what can be com
 from those (floats, log-mels, flips) is left to the device.
 """
 
+import copy
 import hashlib
 import logging
 import multiprocessing
@@ -479,6 +480,47 @@ class _Reader:
             self.sound.of(record) if audio else None,
         )
         return kept
+
+
+class Evaluation:
+    """What `Dataset.evaluate` makes of a clip, for clips in memory.
+
+    Args: as of `load`. A clip is a `data.Clip` whose frames are an array (or None).
+    """
+
+    def __init__(
+        self, config, modalities=("rgb", "spectrogram"), sample_rate: int = 16000
+    ):
+        _check_choices(config, modalities, "none")
+        sound = _Sound(sample_rate)
+        self._reader = _Reader(None, config, modalities, "none", 0, sound)
+
+    def row(self, clip) -> dict:
+        """The clip as a row of a batch: keys and shapes as there, without b."""
+        reader = copy.copy(self._reader)
+        reader.kept = {0: _kept(clip)}
+        return reader.evaluate(0)
+
+    def windows(self, clip) -> tuple[np.ndarray, np.ndarray]:
+        """Frames, int64 [v t], and first sample of the sound, int64 [v], of each view.
+
+        The sound may begin before 0 or end after its end: it is looped. Crops are not
+        counted among the views here.
+        """
+        kept, reader = _kept(clip), self._reader
+        samples = len(kept.sound) if kept.has_audio else 0
+        length = sampling.Length(kept.num_frames, kept.fps, samples)
+        views = reader.config.views
+        frames, sounds = sampling.view_windows(reader.want, length, views)
+        return np.stack(frames), np.asarray(sounds, np.int64)
+
+
+def _kept(clip) -> _Kept:
+    """A `data.Clip` as the reader takes it."""
+    rgb = clip.frames is not None and len(clip.frames) > 0
+    audio = clip.waveform is not None and len(clip.waveform) > 0
+    frames, sound = (clip.frames if rgb else None), (clip.waveform if audio else None)
+    return _Kept((), rgb, audio, len(frames) if rgb else 0, clip.fps, frames, sound)
 
 
 def _end_with_parent(worker_index, num_workers):

@@ -80,6 +80,7 @@ def template(trainer: str) -> ConfigDict:
         frequency_width=0,
         time_masks=0,
         time_width=0,
+        corruption="",
     )
     config.optimizer = dict(
         name="adamw",

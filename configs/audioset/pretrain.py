@@ -104,6 +104,7 @@ def get_config(arg=""):
         frequency_width=0,
         time_masks=0,
         time_width=0,
+        corruption="",
     )
 
     config.optimizer = dict(

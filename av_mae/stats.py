@@ -15,8 +15,8 @@ import numpy as np
 
 from av_mae import UserError, commandline, spectrogram
 from data import DataError, RecordError
-from data.pipeline import open_records
 from data.records import Records, read_info, write_json
+from data.sources import open_records
 
 log = logging.getLogger(__name__)
 

@@ -49,7 +49,7 @@ from PIL import Image
 from data import Clip, RecordError
 from data.records import SequenceExample, encode_jpeg, make_final
 
-FORMAT = 1  # of the kept lists
+FORMAT = 2  # of the kept lists
 LABELS, TEXTS = "clip/label/index", "clip/label/text"
 NAMES = ("clip/data_path", "video/filename", "clip/media_id", "example/video_id")
 TIMES = ("clip/start/timestamp", "clip/end/timestamp")  # int64, microseconds
@@ -374,28 +374,49 @@ def _has_sound(entry: Entry, mels: int) -> bool:
 
 
 class Listing(NamedTuple):
-    """What is known of a shard: its records, and names of classes that it gives."""
+    """What is known of a shard: its records, names of classes, what is damaged."""
 
     entries: list[Entry]
     names: dict[int, str]
+    damaged: list[str]  # messages
 
 
 def _list(path: Path) -> Listing:
-    """Reads a whole shard; RecordError at the first damaged record."""
-    entries, names, offset = [], {}, 0
+    """Reads a whole shard, as far as that goes: after a record whose data are damaged
+    comes the next one; after one whose length is, nothing more can be found."""
+    entries, names, damaged, offset, number = [], {}, [], 0, 0
     size = path.stat().st_size
     with path.open("rb") as file:
         while offset < size:
-            payload = _read(file, path, offset)
-            context, lists = _parse(payload, path, offset)
-            entry = _entry(context, lists, f"{path.name}:{len(entries)}", offset)
-            if wrong := [x for x in entry.labels if not 0 <= x < CLASSES]:
-                raise _damaged(path, offset, f"its class is {wrong[0]}")
-            texts = map(_text, context[TEXTS].bytes_list.value)
-            names |= dict(zip(entry.labels, texts, strict=False))
-            entries.append(entry)
-            offset += HEADER + len(payload) + FOOTER
-    return Listing(entries, names)
+            try:
+                payload = _read(file, path, offset)
+                context, lists = _parse(payload, path, offset)
+                entry = _entry(context, lists, f"{path.name}:{number}", offset)
+                if wrong := [x for x in entry.labels if not 0 <= x < CLASSES]:
+                    raise _damaged(path, offset, f"its class is {wrong[0]}")
+                texts = map(_text, context[TEXTS].bytes_list.value)
+                names |= dict(zip(entry.labels, texts, strict=False))
+                entries.append(entry)
+            except RecordError as error:
+                damaged.append(str(error))
+            after = _after(file, offset)
+            if after is None:
+                break
+            offset, number = after, number + 1
+    return Listing(entries, names, damaged)
+
+
+def _after(file, offset: int) -> int | None:
+    """Where the record after that at `offset` begins; None where nothing tells."""
+    file.seek(offset)
+    header = file.read(HEADER)
+    if len(header) < HEADER:
+        return None
+    length, checksum = struct.unpack("<QI", header)
+    if masked_crc(header[:8]) != checksum:
+        return None
+    after = offset + HEADER + length + FOOTER
+    return after if after <= os.fstat(file.fileno()).st_size else None
 
 
 def _entry(context, lists, place: str, offset: int) -> Entry:
@@ -436,10 +457,13 @@ def _listing(path: Path) -> Listing:
     key = f"{FORMAT} {path.resolve()} {state.st_size} {state.st_mtime_ns}"
     kept = _cache() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
-        entries, names = json.loads(kept.read_text())
+        entries, names, damaged = json.loads(kept.read_text())
         entries = [Entry(*entry)._replace(labels=tuple(entry[1])) for entry in entries]
-        return Listing(entries, {int(label): name for label, name in names.items()})
+        names = {int(label): name for label, name in names.items()}
+        return Listing(entries, names, damaged)
     listing = _list(path)
+    if listing.damaged:  # the file may be mended behind its time
+        return listing
     temporary = kept.with_suffix(f".{os.getpid()}.tmp")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -515,11 +539,14 @@ class Records:
         as_tensorflow: JPEGs are decoded to what TensorFlow makes of them by default, by
             a fast transform that is off by a few grey levels (and three times slower
             here than the accurate one).
+        skip_bad_records: how many damaged records are left out, with a warning; of a
+            file that ends early, or whose lengths are damaged, the rest counts as one.
 
     Attributes:
         folder: the Path of the first shard's folder.
         info: name, labels, settings, statistics (none) and checksums of the data set.
         index: per record, a dict of id, labels, has_rgb, has_audio, num_frames.
+        damaged: messages of damaged records, of all splits, that are left out.
 
     Raises:
         RecordError: there are no such shards, or a record of theirs is damaged.
@@ -533,6 +560,7 @@ class Records:
         sample_rate: int = 16000,
         mels: int = 0,
         as_tensorflow: bool = False,
+        skip_bad_records: int = 0,
     ):
         self.split, self._mels, self._as_tensorflow = split, mels, as_tensorflow
         shards = find(where, split)
@@ -540,6 +568,11 @@ class Records:
         every = sorted({*shards, *find(where, None)})
         log.info("%d TFRecord files; new ones are read to list records.", len(every))
         listings = {path: _listing(path) for path in every}
+        self.damaged = [why for path in every for why in listings[path].damaged]
+        if len(self.damaged) > skip_bad_records:
+            raise RecordError(self.damaged[0])
+        for why in self.damaged:
+            log.warning("left out: %s", why)
         entries = [(path, entry) for path in shards for entry in listings[path].entries]
         self._places = [(path, _known(e, fps, sample_rate)) for path, e in entries]
         self.index = [self._describe(entry) for _, entry in self._places]

@@ -10,24 +10,26 @@ draw the same ones. Batches hold uint8 pictures and int16 sound: what can be com
 from those (floats, log-mels, flips) is left to the device.
 """
 
+import contextlib
 import copy
+import functools
 import hashlib
 import logging
 import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import grain
 import numpy as np
 from absl import flags
 
-from data import ConfigError, dmvr, sampling, transforms
-from data.records import Records
+from data import ConfigError, RecordError, samples, sampling, transforms
+from data.sources import SOURCES, open_records
 
-LABELS = ("none", "class", "multilabel")
+LABELS = ("none", "class", "multilabel", "heads")
 CHOICES = {  # fields of config.data that take one of a few values
+    "source": tuple(SOURCES),
     "sampling": tuple(sampling.SAMPLINGS),
     "crop": tuple(transforms.CROPS),
     "resize": tuple(transforms.RESIZES),
@@ -52,14 +54,15 @@ def load(
     seed: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> "Dataset":
-    """Opens one split of a prepared data set, or of DMVR's TFRecords (data/dmvr.py).
+    """Opens one split of a data set of any kind (`config.source`, data/sources.py).
 
     Args:
         config: `config.data`; its fields are in the design (config tree, `data`).
         split: 'train', 'validation', 'test' or another that was prepared.
         modalities: which of 'rgb' and 'spectrogram' a batch holds (a clip that has
             none of them is left out).
-        label: 'none'; 'class': one per clip, int32; 'multilabel': float32 [classes].
+        label: 'none'; 'class': one per clip, int32; 'multilabel': float32 [classes];
+            'heads': dict of int32 by head (such as verb and noun).
         sample_rate: hertz of the sound that the spectrogram's preset wants.
         log_mel: (rows a second, columns) of the log-mel that the records hold: a batch
             has `spectrogram`, float32 [b v t f 1], instead of `waveform`.
@@ -74,52 +77,15 @@ def load(
     records = open_records(
         config.dir,
         split,
+        config.source,
         fps=config.fps,
         sample_rate=sample_rate,
         mels=log_mel[1] if log_mel else 0,
         as_tensorflow=config.resize == "bilinear",
+        skip_bad_records=config.skip_bad_records,
     )
-    sound = _Sound(*log_mel) if log_mel else _Sound(sample_rate)
+    sound = samples.Sound(*log_mel) if log_mel else samples.Sound(sample_rate)
     return Dataset(records, config, split, modalities, label, sound, seed, process)
-
-
-def open_records(where, split: str, mels: int = 0, **options):
-    """The records of a split, whatever `where` (`data.dir`) means.
-
-    mels and options: see `data.dmvr.Records`; a prepared data set says the rest itself.
-    """
-    if dmvr.matches(where):
-        return dmvr.Records(where, split, mels=mels, **options)
-    if mels:
-        raise ConfigError(
-            f"{where}: a prepared data set holds waveforms, no log-mels; choose a "
-            "config.spectrogram.preset that computes them, not 'precomputed'."
-        )
-    return Records(where, split)
-
-
-class _Sound(NamedTuple):
-    """What a batch holds as sound: `waveform` or, with `mels`, `spectrogram`."""
-
-    rate: int  # samples, or rows, a second
-    mels: int = 0  # columns of a row
-
-    @property
-    def key(self):
-        return "spectrogram" if self.mels else "waveform"
-
-    def of(self, clip):
-        """The sound of a clip, int16 [s] or float32 [t f]."""
-        return clip.log_mel() if self.mels else clip.waveform()
-
-    def bytes(self, record):
-        return 4 * record.num_values if self.mels else 2 * record.num_samples
-
-    def silence(self, views, length):
-        """Zeros: int16 [v s] or float32 [v t f 1]."""
-        if self.mels:
-            return np.zeros((views, length, self.mels, 1), np.float32)
-        return np.zeros((views, length), np.int16)
 
 
 class Dataset:
@@ -128,7 +94,8 @@ class Dataset:
     Attributes:
         info: what `dataset.json` says.
         ids: id of every record; `ids[batch["index"]]` names a row.
-        label_names: name of every class.
+        label_names: name of every class; a dict of such lists by head, where clips have
+            labels of several kinds.
         num_clips: clips in an epoch (those with neither wanted modality are out).
         missing: whether some of these clips lack a wanted modality.
         checksum: SHA-256 that stands for the data set's content.
@@ -137,11 +104,13 @@ class Dataset:
     def __init__(self, records, config, split, modalities, label, sound, seed, process):
         self._where = f"{split} of {config.dir}"
         self._config, self._seed = config, seed
+        self._may_skip = config.skip_bad_records - len(records.damaged)
+        self._skipped = set()
         self._process, self._num_processes = process
         _check_choices(config, modalities, label)
         self.info = records.info
         self.ids = [entry["id"] for entry in records.index]
-        self.label_names = list(self.info["labels"])
+        self.label_names = self.info["labels"]
         self.checksum = _checksum(self.info)
         self._clips = self._usable(records.index, modalities)
         if config.limit and split == config.split:
@@ -150,8 +119,8 @@ class Dataset:
         self.missing = self._check_missing(records.index, modalities)
         self._check_labels(records.index, label)
         self._check_rates(records, modalities, sound)
-        self._reader = _Reader(
-            records, config, modalities, label, len(self.label_names), sound
+        self._reader = samples.Reader(
+            records, config, modalities, label, tuple(self.label_names), sound
         )
         if config.cache:
             self._open_cache(records)
@@ -159,16 +128,44 @@ class Dataset:
     def train(self, batch_size: int, step: int = 0) -> Iterator[dict]:
         """Endless shuffled batches of this process, from batch `step` on.
 
-        `batch_size` counts clips over all processes.
+        `batch_size` counts clips over all processes. With `config.skip_bad_records`,
+        up to so many damaged records give way to the ones after them (counted over
+        the life of this object, in each process); one more is a RecordError.
         """
+        sample = self._reader.train
+        if self._may_skip:
+            options = dict(clips=self._clips, limit=self._may_skip)
+            sample = functools.partial(self._reader.train_or_next, **options)
         dataset = (
             grain.MapDataset.source(self._clips)
             .seed(self._seed)
             .shuffle()
             .repeat()
-            .random_map(self._reader.train)
+            .random_map(sample)
         )
-        return self._iterate(dataset, batch_size, step)
+        batches = self._iterate(dataset, batch_size, step)
+        return self._counting_skipped(batches) if self._may_skip else batches
+
+    def _counting_skipped(self, batches):
+        """The batches without `skipped`, whose records are told and counted."""
+        with contextlib.closing(batches):
+            for batch in batches:
+                for number in np.unique(batch.pop("skipped")):
+                    if number >= 0 and number not in self._skipped:
+                        self._skip(number)
+                yield batch
+
+    def _skip(self, number):
+        """Tells of a damaged record; RecordError where it is one too many."""
+        self._skipped.add(number)
+        try:
+            self._reader.train(number, np.random.default_rng(0))
+        except RecordError as error:
+            if len(self._skipped) > self._may_skip:
+                raise
+            allowed = self._config.skip_bad_records
+            count = allowed - self._may_skip + len(self._skipped)
+            log.warning("passed over (%d of at most %d): %s", count, allowed, error)
 
     def evaluate(self, batch_size: int) -> Iterator[dict]:
         """One pass in order; every process gets the same number of batches.
@@ -232,6 +229,13 @@ class Dataset:
 
     def _check_labels(self, index, label):
         wrong = [i for i in self._clips if len(index[i]["labels"]) != 1]
+        heads = isinstance(self.label_names, dict)
+        if heads != (label == "heads") and label != "none":
+            kinds = ", ".join(self.label_names) if heads else "one kind of label"
+            raise ConfigError(
+                f"{self._where} has {kinds}; set config.model.label_heads to "
+                + ("pairs (kind of label, 0)." if heads else "().")
+            )
         if label == "class" and wrong:
             raise ConfigError(
                 f"{len(wrong)} of {self.num_clips} clips in {self._where} do not have "
@@ -285,203 +289,6 @@ class Dataset:
         )
 
 
-class _Kept(NamedTuple):
-    """A record that was decoded whole, pictures resized or not; used like `Record`."""
-
-    labels: tuple[int, ...]
-    has_rgb: bool
-    has_audio: bool
-    num_frames: int
-    fps: float
-    pictures: np.ndarray | None  # uint8 [t h w c]
-    sound: np.ndarray | None  # int16 [s], or float32 [t f]
-
-    def frames(self, indices):
-        return self.pictures[indices]
-
-    def waveform(self):
-        return self.sound
-
-    def log_mel(self):
-        return self.sound
-
-
-class _Reader:
-    """Makes rows of a batch from numbers of records, in threads or processes."""
-
-    def __init__(self, records, config, modalities, label, num_classes, sound):
-        self.records, self.config, self.sound = records, config, sound
-        self.modalities, self.label = modalities, label
-        self.num_classes = num_classes
-        # A crop larger than the picture: the picture is enlarged to the crop.
-        self.short_side = max(config.short_side, config.size)
-        self.want = sampling.Want(
-            num_frames=config.num_frames,
-            stride=config.stride,
-            num_samples=round(config.audio_seconds * sound.rate),
-            sample_rate=sound.rate,
-            align=config.audio_align,
-            sampling=config.sampling,
-        )
-        self.kept = None
-
-    def train(self, number, rng):
-        """A row of random windows (`samples_per_clip` of them), each its own crop."""
-        config = self.config
-
-        def windows(clip):
-            count = range(config.samples_per_clip)
-            pairs = [sampling.train_window(self.want, clip, rng) for _ in count]
-            return tuple(zip(*pairs, strict=True))
-
-        def boxes(height, width):
-            return [transforms.CROPS[config.crop](rng, height, width, config.size)]
-
-        return self._row(int(number), windows, boxes, stored=self._from_stored)
-
-    def evaluate(self, number):
-        """A row of `views` × `crops`, crops fastest; nothing is random."""
-        config = self.config
-        if number < 0:
-            return self._padding(config.views * config.crops)
-
-        def windows(clip):
-            return sampling.view_windows(self.want, clip, config.views)
-
-        def boxes(height, width):
-            if config.crops == 3:
-                scenic = config.sampling == "dense"  # the other rules are VideoMAE's
-                return transforms.three_boxes(height, width, config.size, up=scenic)
-            return [transforms.center_box(None, height, width, config.size)]
-
-        return self._row(int(number), windows, boxes, config.crops)
-
-    def _row(self, number, windows, boxes, crops=1, stored=False):
-        """A row of the batch: `windows` picks frames and sound, `boxes` their crops.
-
-        stored: boxes are of the pictures as they are stored, not as resized.
-        """
-        clip = self._clip(number)
-        rgb = "rgb" in self.modalities and clip.has_rgb
-        audio = "spectrogram" in self.modalities and clip.has_audio
-        sound = self.sound.of(clip) if audio else ()
-        frames, sounds = windows(
-            sampling.Length(
-                num_frames=clip.num_frames if rgb else 0,
-                fps=clip.fps,
-                num_samples=len(sound),
-            )
-        )
-        row = self._padding(len(frames) * crops)
-        row |= {"index": np.int64(number), "valid": np.True_}
-        if rgb:
-            pictures, where = self._pictures(clip, frames, stored)
-            row["rgb"] = self._crops(pictures, where, boxes)
-            row["has_rgb"] = np.True_
-        if audio:
-            row[self.sound.key] = self._sounds(sound, sounds, crops)
-            row["has_audio"] = np.True_
-        if self.label != "none":
-            row["label"] = self._label(clip.labels)
-        return row
-
-    def _padding(self, views):
-        """A row of nothing: zeros that stand for no clip."""
-        config, row = self.config, {"index": np.int64(-1), "valid": np.False_}
-        if "rgb" in self.modalities:
-            shape = (views, config.num_frames, config.size, config.size, 3)
-            row |= {"rgb": np.zeros(shape, np.uint8), "has_rgb": np.False_}
-        if "spectrogram" in self.modalities:
-            silence = self.sound.silence(views, self.want.num_samples)
-            row |= {self.sound.key: silence, "has_audio": np.False_}
-        if self.label != "none":
-            row["label"] = self._label(())
-        return row
-
-    def _pictures(self, clip, windows, stored):
-        """Decoded frames and where in them each window's are, int [v t].
-
-        A frame that several windows share is decoded once.
-        """
-        needed, where = np.unique(windows, return_inverse=True)
-        pictures = clip.frames(needed)
-        if not stored:
-            pictures = self._resize(pictures)
-        return pictures, where.reshape(len(windows), self.want.num_frames)
-
-    def _crops(self, pictures, where, boxes):
-        """uint8 [v t h w c], crops fastest; `boxes` is asked once per window."""
-        size, method, crops = self.config.size, self.config.resize, []
-        for window in where:
-            first = window.min()
-            frames = pictures[first : window.max() + 1]
-            for box in boxes(*pictures.shape[1:3]):
-                crops.append(transforms.crop(frames, box, size, method)[window - first])
-        return np.stack(crops)
-
-    def _sounds(self, sound, starts, crops):
-        """[v s] or [v t f 1]; the crops of one view hear the same."""
-        length, views = self.want.num_samples, len(starts) * crops
-        if self.want.align == "whole":
-            windows = [sampling.beginning(sound, length)] * len(starts)
-        else:
-            windows = [sampling.cut(sound, start, length) for start in starts]
-        windows = np.repeat(np.stack(windows), crops, axis=0)
-        return windows.reshape(self.sound.silence(views, length).shape)
-
-    def _label(self, labels):
-        if self.label == "class":
-            return np.int32(labels[0] if labels else 0)
-        hot = np.zeros(self.num_classes, np.float32)
-        hot[list(labels)] = 1
-        return hot
-
-    def _resize(self, frames):
-        return transforms.resize(frames, self.short_side, self.config.resize)
-
-    @property
-    def _from_stored(self):
-        """Whether training crops pictures as they are stored, not as resized."""
-        return self.config.crop in transforms.FROM_STORED
-
-    def open_cache(self, num_bytes):
-        self.kept, self.room, self.lock = {}, num_bytes, threading.Lock()
-
-    def frame_bytes(self, record):
-        """Bytes of one picture of the record as it is kept."""
-        if not record.has_rgb:
-            return 0
-        shape = record.height, record.width
-        if not self._from_stored:
-            shape = transforms.resized_shape(*shape, self.short_side)
-        return 3 * shape[0] * shape[1]
-
-    def _clip(self, number):
-        """The record, or its decoded self from memory."""
-        if self.kept is None:
-            return self.records.record(number)
-        if (kept := self.kept.get(number)) is not None:
-            return kept
-        record = self.records.record(number)
-        rgb = "rgb" in self.modalities and record.has_rgb
-        audio = "spectrogram" in self.modalities and record.has_audio
-        size = rgb * self.frame_bytes(record) * record.num_frames
-        size += self.sound.bytes(record) if audio else 0
-        with self.lock:  # two threads may decode the same clip: harmless, counted twice
-            if size > self.room:
-                return record
-            self.room -= size
-        pictures = record.frames(range(record.num_frames)) if rgb else None
-        if rgb and not self._from_stored:
-            pictures = self._resize(pictures)
-        self.kept[number] = kept = _Kept(
-            *(record.labels, record.has_rgb, record.has_audio),
-            *(record.num_frames, record.fps, pictures),
-            self.sound.of(record) if audio else None,
-        )
-        return kept
-
-
 class Evaluation:
     """What `Dataset.evaluate` makes of a clip, for clips in memory.
 
@@ -492,13 +299,13 @@ class Evaluation:
         self, config, modalities=("rgb", "spectrogram"), sample_rate: int = 16000
     ):
         _check_choices(config, modalities, "none")
-        sound = _Sound(sample_rate)
-        self._reader = _Reader(None, config, modalities, "none", 0, sound)
+        sound = samples.Sound(sample_rate)
+        self._reader = samples.Reader(None, config, modalities, "none", (), sound)
 
     def row(self, clip) -> dict:
         """The clip as a row of a batch: keys and shapes as there, without b."""
         reader = copy.copy(self._reader)
-        reader.kept = {0: _kept(clip)}
+        reader.kept = {0: samples.kept(clip)}
         return reader.evaluate(0)
 
     def windows(self, clip) -> tuple[np.ndarray, np.ndarray]:
@@ -507,20 +314,12 @@ class Evaluation:
         The sound may begin before 0 or end after its end: it is looped. Crops are not
         counted among the views here.
         """
-        kept, reader = _kept(clip), self._reader
-        samples = len(kept.sound) if kept.has_audio else 0
-        length = sampling.Length(kept.num_frames, kept.fps, samples)
+        kept, reader = samples.kept(clip), self._reader
+        heard = len(kept.sound) if kept.has_audio else 0
+        length = sampling.Length(kept.num_frames, kept.fps, heard)
         views = reader.config.views
         frames, sounds = sampling.view_windows(reader.want, length, views)
         return np.stack(frames), np.asarray(sounds, np.int64)
-
-
-def _kept(clip) -> _Kept:
-    """A `data.Clip` as the reader takes it."""
-    rgb = clip.frames is not None and len(clip.frames) > 0
-    audio = clip.waveform is not None and len(clip.waveform) > 0
-    frames, sound = (clip.frames if rgb else None), (clip.waveform if audio else None)
-    return _Kept((), rgb, audio, len(frames) if rgb else 0, clip.fps, frames, sound)
 
 
 def _end_with_parent(worker_index, num_workers):

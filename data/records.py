@@ -463,10 +463,13 @@ class Records:
         folder: the Path of `DIR/NAME/1.0.0`.
         info: what dataset.json says.
         index: per record, a dict of id, labels, has_rgb, has_audio, num_frames.
+        damaged: nothing; records are read when they are wanted.
 
     Raises:
         RecordError: there is no such data set or split, or its index is damaged.
     """
+
+    damaged = ()
 
     def __init__(self, directory: str | os.PathLike, split: str):
         self.folder = find(directory)

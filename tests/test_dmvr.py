@@ -46,6 +46,8 @@ CONFIG = dict(
     resize="bilinear",
     missing_modalities=True,
     limit=0,
+    source="dmvr",
+    skip_bad_records=0,
 )
 
 
@@ -359,7 +361,7 @@ def test_a_prepared_data_set_is_not_taken_for_tfrecords(tmp_path):
     (tmp_path / "name/1.0.0/dataset.json").write_text("{}")
     assert not dmvr.matches(tmp_path)
     with pytest.raises(ConfigError, match="holds waveforms, no log-mels"):
-        load(tmp_path, log_mel=(100, 128))
+        load(tmp_path, log_mel=(100, 128), config=dict(source="records"))
 
 
 def test_classes_are_the_same_in_every_split(tmp_path):

@@ -15,7 +15,16 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from data import Clip, ConfigError, RecordError, pipeline, records, sampling, transforms
+from data import (
+    Clip,
+    ConfigError,
+    RecordError,
+    pipeline,
+    records,
+    sampling,
+    sources,
+    transforms,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 1600
@@ -40,6 +49,8 @@ CONFIG = dict(
     resize="antialias",
     missing_modalities=True,
     limit=0,
+    source="records",
+    skip_bad_records=0,
 )
 
 
@@ -89,7 +100,7 @@ class FakeRecords:
                 "features.json": dict(sha256="00", size=1),
             },
         )
-        self.records = [FakeRecord(*pair) for pair in enumerate(self.index)]
+        self.records, self.damaged = [FakeRecord(*p) for p in enumerate(self.index)], ()
 
     def __len__(self):
         return len(self.records)
@@ -104,7 +115,7 @@ def load(monkeypatch):
 
     def load(records=None, split="train", config=(), **kwargs):
         records = records or FakeRecords()
-        monkeypatch.setattr(pipeline, "Records", lambda *where: records)
+        monkeypatch.setattr(sources, "Records", lambda *where: records)
         config = SimpleNamespace(**(CONFIG | dict(config)))
         return pipeline.load(config, split, sample_rate=RATE, **kwargs)
 

@@ -9,7 +9,9 @@ suffix; others, and hidden ones, are passed over and listed in `Manifest.passed_
 
 CSV: a header `path,start,end,label,split` of which only `path` must be there. Paths are
 relative to the CSV's folder and stay inside it; `start` and `end` are seconds; several
-labels are separated by `|`; an empty field is as good as none.
+labels are separated by `|`; an empty field is as good as none. Instead of `label` there
+may be columns `label_verb`, `label_noun`, … for labels of several kinds ("heads"), of
+which each clip has one of each.
 
 Whether a file can be decoded, or in a CSV is there at all, is found out by prepare.
 """
@@ -24,6 +26,7 @@ from typing import NamedTuple
 from data import ManifestError
 
 COLUMNS = ("path", "start", "end", "label", "split")
+HEAD = "label_"  # and the name of a kind of labels: such a column
 SPLITS = ("train", "validation", "test")
 SPLIT_FOLDERS = {x: x for x in SPLITS} | {"val": "validation", "valid": "validation"}
 PICTURE_SUFFIXES = """
@@ -39,7 +42,8 @@ class Row(NamedTuple):
     """One clip: a file or, with `start` or `end` (seconds), a part of one.
 
     `id` is the path relative to the source (POSIX), plus `@start-end` when cut.
-    `split` is None where the source names none.
+    `split` is None where the source names none. With `heads`, `labels` has one of each
+    of these kinds, in their order.
     """
 
     path: Path
@@ -48,6 +52,7 @@ class Row(NamedTuple):
     end: float | None = None
     labels: tuple[str, ...] = ()
     split: str | None = None
+    heads: tuple[str, ...] = ()
 
 
 class Manifest(NamedTuple):
@@ -174,11 +179,14 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _check_header(path: Path, header: list[str]) -> list[str]:
     header = [name.strip() for name in header]
-    unknown = [name for name in header if name not in COLUMNS]
-    if "path" not in header or unknown or len(set(header)) < len(header):
+    heads = [name for name in header if name.startswith(HEAD) and name != HEAD]
+    unknown = [name for name in header if name not in (*COLUMNS, *heads)]
+    mixed = heads and "label" in header
+    if "path" not in header or unknown or mixed or len(set(header)) < len(header):
         raise ManifestError(
             f"{path}, line 1: the header is {','.join(header)!r}; it must name path "
-            f"and may name the others of {','.join(COLUMNS)}, each once."
+            f"and may name the others of {','.join(COLUMNS)} (or, instead of label, "
+            "label_verb, label_noun, …), each once."
         )
     return header
 
@@ -194,13 +202,20 @@ def _csv_row(path: Path, line: int, fields: dict[str, str]) -> Row:
             "give seconds with start < end."
         )
     labels = _labels(fields.get("label", ""), f"{where} label")
+    heads = tuple(name.removeprefix(HEAD) for name in fields if name.startswith(HEAD))
+    for head in heads:
+        if not fields[HEAD + head]:
+            raise ManifestError(
+                f"{where} {HEAD}{head}: is empty; each clip has a label of each kind."
+            )
+        labels += (fields[HEAD + head],)
     split = fields.get("split") or None
     if split is not None and split not in SPLITS:
         raise ManifestError(
             f"{where} split: {split!r} is unknown; use one of {', '.join(SPLITS)}."
         )
     clip_id = make_id(relative, start, end)
-    return Row(path.parent / relative, clip_id, start, end, labels, split)
+    return Row(path.parent / relative, clip_id, start, end, labels, split, heads)
 
 
 def _inside(folder: Path, text: str, where: str) -> str:

@@ -29,7 +29,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import connection
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +38,7 @@ import rich.console
 import rich.progress
 import rich.table
 
-from data import DataError, RecordError, manifest, media, records
+from data import DataError, ManifestError, RecordError, manifest, media, records
 
 SETTINGS_VERSION = 1  # of what this file and media.py make of the same arguments
 CLIPS_PER_SHARD = 256  # 10 s clips: about 150 MB
@@ -151,7 +151,7 @@ def _check_name(name: str | None, out: Path) -> str:
 
 def _plan(rows: list[manifest.Row], settings: dict, folder: Path) -> dict:
     """Labels, shards and what is to be remembered of them, all fixed before work."""
-    names = sorted({label for row in rows for label in row.labels})
+    names = label_names(rows)
     splits = collections.defaultdict(list)
     for row in rows:
         splits[row.split or choose_split(row.id, settings["split"])].append(row)
@@ -160,13 +160,40 @@ def _plan(rows: list[manifest.Row], settings: dict, folder: Path) -> dict:
     shards = [
         shard for s in order for shard in _shards(splits[s], s, counts[s], folder)
     ]
-    facts = [(row.id, row.start, row.end, row.labels, row.split) for row in rows]
+    facts = [(r.id, r.start, r.end, r.labels, r.split, *r.heads) for r in rows]
     digest = hashlib.sha256(json.dumps(sorted(facts, key=str)).encode()).hexdigest()
     remembered = dict(settings, clips=len(rows), manifest=digest, shards=counts)
     hashed = any(row.split is None for row in rows)
     empty = [s for s in settings["split"] if hashed and s not in splits]
     plan = dict(name=folder.parent.name, labels=names, shards=shards)
     return plan | dict(settings=remembered, empty_splits=empty)
+
+
+def label_names(rows: list[manifest.Row]) -> list[str] | dict[str, list[str]]:
+    """All class names, sorted; {head: names} for labels of several kinds."""
+    heads = {row.heads for row in rows}
+    if heads == {()}:
+        return sorted({label for row in rows for label in row.labels})
+    if len(heads) > 1:
+        raise ManifestError(
+            f"The clips have different kinds of labels ({sorted(heads)}); give each "
+            "clip a label of every kind."
+        )
+    kinds = zip(*(row.labels for row in rows), strict=True)
+    names = (sorted(set(labels)) for labels in kinds)
+    return dict(zip(*heads, names, strict=True))
+
+
+def _label_places(names: list[str] | dict) -> Callable:
+    """A function from a row to the places of its labels in `names` (`label_names`)."""
+    lists = list(names.values()) if isinstance(names, dict) else [names]
+    places = [{name: place for place, name in enumerate(listed)} for listed in lists]
+
+    def numbers(row: manifest.Row) -> tuple[int, ...]:
+        own = places if row.heads else places * len(row.labels)
+        return tuple(x[y] for x, y in zip(own, row.labels, strict=True))
+
+    return numbers
 
 
 def _hashes(id: str) -> tuple[int, int]:
@@ -265,14 +292,12 @@ def _words(value) -> str:
 
 def _write_shards(plan: dict, jobs: int, console) -> None:
     """Writes every shard that is not there yet."""
-    numbers = {label: number for number, label in enumerate(plan["labels"])}
     known = [(shard, _known(shard)) for shard in plan["shards"]]
     left = [shard for shard, facts in known if facts is None]
     failed = sum(len(facts["failed"]) for _, facts in known if facts)
+    numbers = _label_places(plan["labels"])
     tasks = [
-        Job(row, tuple(numbers[label] for label in row.labels), plan["settings"])
-        for shard in left
-        for row in shard.rows
+        Job(row, numbers(row), plan["settings"]) for shard in left for row in shard.rows
     ]
     total = sum(len(shard.rows) for shard in plan["shards"])
     with Meter(total, total - len(tasks), failed, console) as meter:
@@ -529,10 +554,20 @@ def _finish(plan: dict, passed_over: list[str], out: Path, folder: Path) -> dict
     return report
 
 
-def _count(clips: list[dict], labels: list[str]) -> dict:
-    per_class = collections.Counter(
-        i for clip in clips for i in clip["index"]["labels"]
-    )
+def _count(clips: list[dict], labels: list[str] | dict) -> dict:
+    heads = isinstance(labels, dict)
+    lists = labels if heads else {"": labels}
+    counts = {head: collections.Counter() for head in lists}
+    for clip in clips:
+        found = clip["index"]["labels"]
+        pairs = zip(lists, found, strict=True) if heads else (("", x) for x in found)
+        for head, label in pairs:
+            counts[head][label] += 1
+    per_class = {
+        f"{head}: {name}" if heads else name: counts[head][i]
+        for head, names in lists.items()
+        for i, name in enumerate(names)
+    }
     return dict(
         clips=len(clips),
         hours=sum(clip["seconds"] for clip in clips) / 3600,
@@ -540,7 +575,7 @@ def _count(clips: list[dict], labels: list[str]) -> dict:
         without_rgb=sum(not clip["index"]["has_rgb"] for clip in clips),
         silent=sum(clip["silent"] for clip in clips),
         short_sound=sum(clip["short_sound"] for clip in clips),
-        per_class={label: per_class[i] for i, label in enumerate(labels)},
+        per_class=per_class,
     )
 
 

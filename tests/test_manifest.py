@@ -160,3 +160,17 @@ def test_the_development_clips():
     assert len(rows) == 27 and passed_over == ["README.md"]
     assert {"empty.mp4", "not_a_video.mp4"} <= {row.id for row in rows}
     assert {row.labels for row in rows} == {()}
+
+
+def test_labels_of_several_kinds(tmp_path):
+    csv = tmp_path / "clips.csv"
+    csv.write_text("path,label_verb,label_noun\na.mp4,cut,bread\nb.mp4,wash,cup\n")
+    rows = manifest.rows(csv)
+    assert [row.heads for row in rows] == [("verb", "noun")] * 2
+    assert [row.labels for row in rows] == [("cut", "bread"), ("wash", "cup")]
+    csv.write_text("path,label_verb,label_noun\na.mp4,cut,\n")
+    with pytest.raises(ManifestError, match="line 2, field label_noun: is empty"):
+        manifest.rows(csv)
+    csv.write_text("path,label,label_noun\na.mp4,cut,bread\n")
+    with pytest.raises(ManifestError, match="instead of label"):
+        manifest.rows(csv)

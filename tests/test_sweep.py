@@ -1,0 +1,116 @@
+"""The grid, its table, and a sweep as a user runs it, resumed."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import toy
+from scipy.stats import ttest_1samp
+
+from av_mae import UserError, sweep
+
+
+def test_an_axis_keeps_commas_in_brackets():
+    assert sweep.axis("probe=full,linear") == ("probe", ["full", "linear"])
+    text = """modalities=("rgb",),('rgb','spectrogram')"""
+    assert sweep.axis(text)[1] == ["""("rgb",)""", "('rgb','spectrogram')"]
+    assert sweep.axis("x=''")[1] == ["''"]
+    for wrong in ("probe", "probe=", "=full"):
+        with pytest.raises(UserError, match="write FIELD=A,B"):
+            sweep.axis(wrong)
+
+
+def test_cells_are_all_combinations_and_pretrainings_are_shared(tmp_path):
+    grid = [("pretrain.mask.rgb.ratio", ["0.5", "0.9"]), ("probe", ["full", "linear"])]
+    common = (("pretrain.steps", "3"), ("steps", "2"))
+    found = sweep.cells("f.py", grid, 2, tmp_path, common, "p.py")
+    assert len({cell.runs[1].folder for cell in found}) == len(found) == 8
+    assert len({cell.runs[0] for cell in found}) == 4  # 2 ratios, 2 seeds
+    before, run = found[-1].runs
+    assert before.command() == [
+        *("--config=p.py", f"--workdir={before.folder}", "--config.steps=3"),
+        *("--config.mask.rgb.ratio=0.9", "--config.seed=1"),
+    ]
+    assert run.command() == [
+        *("--config=f.py", f"--workdir={run.folder}", "--config.steps=2"),
+        "--config.probe=linear",
+        f"--config.init_from.checkpoint_path={before.folder}",
+        "--config.seed=1",
+    ]
+    assert [cell.seed for cell in found] == [0] * 4 + [1] * 4
+    with pytest.raises(UserError, match="give --pretrain=CONFIG"):
+        sweep.cells("f.py", grid, 1, tmp_path)
+
+
+def test_the_interval_is_that_of_the_t_test():
+    values = np.random.default_rng(0).normal(0.8, 0.1, 7).tolist()
+    low, high = ttest_1samp(values, 0).confidence_interval(0.95)
+    mean, half = sweep.interval(values)
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert sweep.interval([0.5])[0] == 0.5 and math.isnan(sweep.interval([0.5])[1])
+
+
+def test_the_table_has_means_and_failures():
+    point = lambda value: (("probe", value),)
+    results = [
+        (sweep.Cell(point("full"), 0, ()), {"top_1": 0.5, "loss": 1.0}),
+        (sweep.Cell(point("full"), 1, ()), {"top_1": 0.7, "loss": 1.0}),
+        (sweep.Cell(point("odd"), 0, ()), {"failed": "a | b does not exist."}),
+    ]
+    rows = sweep.summary(results)
+    assert rows[0]["metrics"]["top_1"]["values"] == [0.5, 0.7]
+    assert sweep.markdown(rows).splitlines() == [
+        "| probe | seeds | top_1 | loss |",
+        "|---|---|---|---|",
+        "| full | 2 | 0.6 ± 1.3 | 1 ± 0 |",
+        "| odd | 0 | failed: a \\| b does not exist. |  |",
+    ]
+
+
+def test_a_folder_of_another_command_is_refused(tmp_path):
+    (cell,) = sweep.cells("f.py", [("probe", ["full"])], 1, tmp_path)
+    cell.runs[0].folder.mkdir(parents=True)
+    file = cell.runs[0].folder / "result.json"
+    result = {"command": cell.runs[0].command(), "result": {"top_1": 1.0}}
+    file.write_text(json.dumps(result))
+    assert sweep.run(cell) == {"top_1": 1.0}  # and nothing was trained
+    (other,) = sweep.cells("g.py", [("probe", ["full"])], 1, tmp_path)
+    with pytest.raises(UserError, match="a run of another command.*--config=f.py"):
+        sweep.run(other)
+
+
+def test_a_word_that_is_no_field_is_named():
+    text = toy.run("-m", "av_mae.sweep", "--config=x", "--workdir=y", "--sed=1", code=2)
+    assert "error: what is '--sed=1'? Fields are given as --config.seed=1." in text
+
+
+@pytest.mark.slow
+def test_a_sweep_of_pretrainings_and_finetunings(tmp_path):
+    """Two pretrainings, one setting that does not exist; the second time is free."""
+    toy.write_folder(tmp_path / "clips", 8)
+    split = "--split=train=0.5,validation=0.5"
+    toy.run("-m", "data.prepare", tmp_path / "clips", "--out", tmp_path / "set", split)
+    data = tmp_path / "set"
+    command = (
+        *("-m", "av_mae.sweep", "--config=configs/folder/finetune.py:smoke"),
+        *("--pretrain=configs/folder/pretrain.py:smoke", "--workdir", tmp_path / "w"),
+        *("--grid", "pretrain.mask.rgb.kind=tube,none", "--seeds", 1),
+        *(f"--config.data.dir={data}", f"--pretrain.data.dir={data}"),
+        *("--config.steps=2", "--pretrain.steps=2"),
+    )
+    text = toy.run(*command)
+    rows = json.loads((tmp_path / "w" / "table.json").read_text())
+    assert [row["seeds"] for row in rows] == [1, 0]
+    assert 0 <= rows[0]["metrics"]["top_1"]["mean"] <= 1
+    assert "mask.rgb.kind is 'none'" in rows[1]["failed"]
+    table = (tmp_path / "w" / "table.md").read_text()
+    assert table in text and "failed: mask.rgb.kind is 'none'" in table
+    (log,) = (tmp_path / "w" / "runs").rglob("log.txt")
+    before = tmp_path / "w" / "pretrain" / "mask.rgb.kind=tube" / "seed 0"
+    assert re.search(rf"^init_from {re.escape(str(before))}$", log.read_text(), re.M)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "w").rglob("*")}
+    assert table in toy.run(*command)
+    again = {path: path.stat().st_mtime_ns for path in (tmp_path / "w").rglob("*")}
+    assert {p.name for p in times if times[p] != again[p]} <= {"table.md", "table.json"}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import RecordError, sampling, transforms
+from data import RecordError, randaugment, sampling, transforms
 
 
 class Sound(NamedTuple):
@@ -83,6 +83,7 @@ class Reader:
             align=config.audio_align,
             sampling=config.sampling,
         )
+        self.policy = randaugment.parse(config.randaugment)
         self.kept = None
 
     def train_or_next(self, number, rng, clips, limit):
@@ -116,7 +117,12 @@ class Reader:
         def boxes(height, width):
             return [transforms.CROPS[config.crop](rng, height, width, config.size)]
 
-        return self._row(int(number), windows, boxes, stored=self._from_stored)
+        def change(frames):
+            return randaugment.apply(frames, randaugment.draw(self.policy, rng))
+
+        change = change if self.policy else None
+        stored = self._from_stored
+        return self._row(int(number), windows, boxes, stored=stored, change=change)
 
     def evaluate(self, number):
         """A row of `views` × `crops`, crops fastest; nothing is random."""
@@ -135,7 +141,7 @@ class Reader:
 
         return self._row(int(number), windows, boxes, config.crops)
 
-    def _row(self, number, windows, boxes, crops=1, stored=False):
+    def _row(self, number, windows, boxes, crops=1, stored=False, change=None):
         """A row of the batch: `windows` picks frames and sound, `boxes` their crops.
 
         stored: boxes are of the pictures as they are stored, not as resized.
@@ -155,7 +161,7 @@ class Reader:
         row |= {"index": np.int64(number), "valid": np.True_}
         if rgb:
             pictures, where = self._pictures(clip, frames, stored)
-            row["rgb"] = self._crops(pictures, where, boxes)
+            row["rgb"] = self._crops(pictures, where, boxes, change)
             row["has_rgb"] = np.True_
         if audio:
             row[self.sound.key] = self._sounds(sound, sounds, crops)
@@ -188,14 +194,18 @@ class Reader:
             pictures = self._resize(pictures)
         return pictures, where.reshape(len(windows), self.want.num_frames)
 
-    def _crops(self, pictures, where, boxes):
-        """uint8 [v t h w c], crops fastest; `boxes` is asked once per window."""
+    def _crops(self, pictures, where, boxes, change):
+        """uint8 [v t h w c], crops fastest.
+
+        `change` of whole frames, if any, and `boxes` are asked once per window.
+        """
         size, method, crops = self.config.size, self.config.resize, []
         for window in where:
-            first = window.min()
-            frames = pictures[first : window.max() + 1]
+            own, order = np.unique(window, return_inverse=True)
+            frames = pictures if len(own) == len(pictures) else pictures[own]
+            frames = change(frames) if change else frames
             for box in boxes(*pictures.shape[1:3]):
-                crops.append(transforms.crop(frames, box, size, method)[window - first])
+                crops.append(transforms.crop(frames, box, size, method)[order])
         return np.stack(crops)
 
     def _sounds(self, sound, starts, crops):

@@ -48,6 +48,7 @@ CONFIG = dict(
     limit=0,
     source="dmvr",
     skip_bad_records=0,
+    randaugment="",
 )
 
 

@@ -51,6 +51,7 @@ CONFIG = dict(
     limit=0,
     source="records",
     skip_bad_records=0,
+    randaugment="",
 )
 
 
@@ -206,6 +207,27 @@ def test_every_crop_is_one_draw_for_all_frames(load, crop, method):
     assert np.abs(batch["rgb"][..., 0] - numbers.astype(int)).max() <= 1
     starts = batch["rgb"][..., 0, 0, 1].astype(int)
     assert np.abs(np.diff(starts) - 2).max() <= 1  # still frames at the stride
+
+
+def test_randaugment_sees_whole_frames_once_for_a_window(load, monkeypatch):
+    """In training alone; what moves in is grey, so that crops show what was outside."""
+    config = dict(samples_per_clip=2, threads=0, randaugment="rand-m9-n3-inc1")
+    augmented, plain = (load(config=c) for c in (config, config | dict(randaugment="")))
+    (real,), (again,) = (take(augmented.train(10), 1) for _ in range(2))
+    equal([real], [again])
+    equal(list(augmented.evaluate(4)), list(plain.evaluate(4)))
+    (usual,) = take(plain.train(10), 1)
+    assert (real["rgb"] != usual["rgb"]).any((2, 3, 4, 5)).mean() > 0.5
+    drawn = []
+    moved = [("Invert", None), ("TranslateX", 0.5)]  # by 6 of 12
+    draw = lambda policy, rng: drawn.append(policy) or moved
+    monkeypatch.setattr("data.randaugment.draw", draw)
+    (batch,) = take(augmented.train(10), 1)
+    assert drawn == [(9.0, 3, 0.0, True)] * 20
+    np.testing.assert_array_equal(batch["waveform"], usual["waveform"])
+    inside = usual["rgb"][..., 2] < 6  # the column in the record
+    wanted = np.where(inside[..., None], 255 - usual["rgb"] - [0, 0, 6], 128)
+    np.testing.assert_array_equal(batch["rgb"], wanted)
 
 
 @pytest.mark.parametrize("crop", ["multiscale", "resized"])
@@ -422,6 +444,7 @@ def test_cache_is_bounded(load, monkeypatch, caplog):
     ("config", "words"),
     [
         (dict(crop="middle"), "crop='middle' is none of"),
+        (dict(randaugment="rand-m20"), "randaugment='rand-m20': m goes to 10"),
         (dict(sampling="sparse"), "sampling='sparse' is none of"),
         (dict(resize="cubic"), "resize='cubic' is none of"),
         (dict(audio_align="left"), "audio_align='left' is none of"),

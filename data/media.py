@@ -437,10 +437,12 @@ class _Run:
         self.kind, self.end = _sound_kind(frame), begin
         self.resampler = av.AudioResampler("s16", "mono", rate)
         self.chunks, self.begin, self.errors = [], begin, []
+        self.rate, self.padding = rate, 0.0
 
     def add(self, frame, seconds: float) -> None:
         self.errors.append(seconds - self.end)
         self.end += frame.samples / frame.sample_rate
+        self.padding = _padding(frame)
         frame.pts = None  # where it belongs is decided here, not by the resampler
         self.chunks += [x.to_ndarray()[0] for x in self.resampler.resample(frame)]
 
@@ -450,7 +452,23 @@ class _Run:
             self.chunks += [x.to_ndarray()[0] for x in self.resampler.resample(None)]
         samples = np.concatenate([np.zeros(0, np.int16), *self.chunks])
         self.chunks = []  # an hour is 115 MB
+        if self.padding:
+            seconds = self.end - self.begin - self.padding
+            samples = samples[: round(seconds * self.rate)]
         return self.begin + float(np.median(self.errors)), samples
+
+
+def _padding(frame) -> float:
+    """Seconds at the end of a frame that its packet says are not sound.
+
+    MP4 tells the length of the last packet's sound, and the AAC encoder fills its frame
+    of 1024 samples with silence; the duration of other packets may be rounded to a ms.
+    """
+    if not frame.duration:
+        return 0.0
+    seconds = frame.samples / frame.sample_rate
+    padding = seconds - float(frame.duration * frame.time_base)
+    return padding if 1e-3 < padding < seconds else 0.0
 
 
 def _sound_kind(frame) -> tuple:

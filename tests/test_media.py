@@ -49,7 +49,7 @@ def write_video(path, frames, rate=25, sound=None, **options) -> None:
         container.mux(video.encode(None))
         if sound is not None:
             offset, samples = sound
-            for i in range(0, samples.shape[1] - 1023, 1024):
+            for i in range(0, samples.shape[1], 1024):
                 part = samples[:, i : i + 1024].astype(np.float32) / 32768
                 frame = av.AudioFrame.from_ndarray(
                     np.ascontiguousarray(part), format="fltp", layout=options["layout"]
@@ -300,6 +300,15 @@ def test_down_mix(tmp_path, layout, gains):
 def test_other_sample_rate(tmp_path):
     write_video(tmp_path / "c.mp4", grey(25), sound=(0, click(48000, 0)), layout="mono")
     assert abs(len(media.read_audio(tmp_path / "c.mp4", 8000)) - 8000) <= 256
+
+
+@pytest.mark.parametrize("samples", [48000, 48001, 49151, 49152])
+def test_what_the_encoder_filled_up_is_no_sound(tmp_path, samples):
+    """AAC fills its last frame of 1024 samples; MP4 tells how much of it is sound."""
+    path = tmp_path / "clip.mp4"
+    write_video(path, grey(25), sound=(0, click(samples, 0)), layout="mono")
+    assert len(media.read_audio(path)) == round(samples / 3)
+    assert len(media.read_audio(path, start=0.5)) == round((samples - 24000) / 3)
 
 
 def test_unreadable(tmp_path):

@@ -13,7 +13,8 @@ to read it. A data set lies in `DIR/NAME/1.0.0/`:
 | feature                   | type        | meaning                                    |
 |---------------------------|-------------|--------------------------------------------|
 | id                        | bytes       | path in the source (+ `@start-end`), UTF-8 |
-| labels                    | int64 list  | places in the label names of dataset.json  |
+| labels                    | int64 list  | places in the label names of dataset.json; |
+|                           |             | one a head where those are several lists   |
 | has_rgb, has_audio        | int64       | 0 or 1                                     |
 | num_frames, height, width | int64       | of the picture; 0 without                  |
 | fps                       | float       | frames a second, constant; 0 without       |
@@ -43,6 +44,7 @@ import io
 import json
 import math
 import os
+import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -147,14 +149,19 @@ def encode(
         clip: its frames may be an iterator: each is encoded as it comes.
         id: the clip's name in the data set.
         labels: class numbers.
-        facts: more about where the clip comes from; `clip.source`, `clip.problems` and
-            the loudness `rms_dbfs` (None: no sound, or all zeros) are added to them.
+        facts: more about where the clip comes from; `clip.source`, `clip.problems`, the
+            loudness `rms_dbfs` (None: no sound, or all zeros), `silent` (there is sound,
+            all zeros) and `short_sound` (shorter than half the picture) are added.
         frames: how the picture is stored, "h264" (even sizes) or "jpeg".
     """
     fields = dict(id=id.encode(), labels=[int(label) for label in labels])
     fields |= _picture(clip, frames) | _sound(clip)
     facts = dict(facts or {}, **clip.source)
     facts |= dict(problems=list(clip.problems), rms_dbfs=_loudness(clip.waveform))
+    picture = fields["num_frames"] / fields["fps"] if fields["has_rgb"] else 0.0
+    sound, has_sound = fields["num_samples"] / clip.sample_rate, fields["has_audio"]
+    facts["silent"] = bool(has_sound and facts["rms_dbfs"] is None)
+    facts["short_sound"] = bool(has_sound and sound < picture / 2)
     fields["facts"] = json.dumps(facts, sort_keys=True).encode()
     return _serialize(fields)
 
@@ -612,7 +619,7 @@ def index_name(split: str) -> str:
 
 def write_shard(path: Path, payloads: Iterable[bytes]) -> None:
     """Writes a whole shard, or nothing under this name."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_name(path)
     # Pictures and sound are compressed already; Riegeli still adds its checksums.
     writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
     for payload in payloads:
@@ -623,7 +630,7 @@ def write_shard(path: Path, payloads: Iterable[bytes]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file, or nothing under this name."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_name(path)
     temporary.write_text(text, encoding="utf-8")
     make_final(temporary, path)
 
@@ -634,6 +641,11 @@ def write_json(path: Path, value) -> None:
 
 def write_jsonl(path: Path, values: Iterable) -> None:
     write_text(path, "".join(json.dumps(value) + "\n" for value in values))
+
+
+def temporary_name(path: Path) -> Path:
+    """A name that no other process on any machine writes to at the same time."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
 
 
 def make_final(temporary: Path, path: Path) -> None:

@@ -43,7 +43,8 @@ class Row(NamedTuple):
 
     `id` is the path relative to the source (POSIX), plus `@start-end` when cut.
     `split` is None where the source names none. With `heads`, `labels` has one of each
-    of these kinds, in their order.
+    of these kinds, in their order. `perhaps_cut`: the file may be that part already,
+    which its length tells.
     """
 
     path: Path
@@ -53,13 +54,29 @@ class Row(NamedTuple):
     labels: tuple[str, ...] = ()
     split: str | None = None
     heads: tuple[str, ...] = ()
+    perhaps_cut: bool = False
+
+
+class Missing(NamedTuple):
+    """A clip that is listed, but whose file is not there."""
+
+    id: str
+    split: str
 
 
 class Manifest(NamedTuple):
-    """The clips of a source, and the files in it (relative paths) that are no media."""
+    """The clips of a source, and the files in it (relative paths) that are no media.
+
+    Of a public data set (data/published.py) also `labels`, the names of its classes in
+    their order or {head: names}, `missing`, what its lists name and the folder lacks,
+    and `listed`, {split: number of clips that its lists name}.
+    """
 
     rows: list[Row]
     passed_over: list[str]
+    labels: list[str] | dict[str, list[str]] | None = None
+    missing: tuple[Missing, ...] | list[Missing] = ()
+    listed: dict[str, int] | None = None
 
 
 def rows(source) -> list[Row]:

@@ -249,6 +249,22 @@ def probe(path) -> MediaInfo:
     return MediaInfo(origin=0.0 if math.isnan(origin) else origin, **facts)
 
 
+def length(path) -> float:
+    """Seconds from a file's header or, where that is silent, from its timestamps.
+
+    MediaError where it cannot be opened.
+    """
+    with open_media(path) as container:
+        streams = [choose_stream(container, kind) for kind in ("video", "audio")]
+        claimed = _claimed_seconds(container, *streams)
+        stream = next((stream for stream in streams if stream is not None), None)
+        if claimed is not None or stream is None:
+            return claimed or 0.0
+        packets = (p for p in _packets(container, stream) if p.pts is not None)
+        times = [float(packet.pts * packet.time_base) for packet in packets]
+        return max(times) - min(times) if times else 0.0
+
+
 def _claimed_seconds(container, *streams) -> float | None:
     """The length that the header claims for these streams, or for the whole file."""
     known = [s.duration * s.time_base for s in streams if s is not None and s.duration]
@@ -558,6 +574,38 @@ def read_frames(path, fps=None, short_side=None, start=None, end=None) -> Iterat
     return frames
 
 
+def frames_at(
+    path,
+    info: MediaInfo,
+    numbers: list[int],
+    fps: float,
+    short_side=None,
+    start=None,
+    sought: bool = True,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, uint8 [h w 3]) of some of the frames that `read_frames` gives.
+
+    info: of `probe`. numbers: places in `read_frames`, rising. sought: decode from the
+    key frame before the first of them instead of from the beginning; the same where
+    reading the file told of no problems. Others as in `read_frames`.
+    """
+    left, fps, start = list(numbers), float(fps), start or 0.0
+    ahead = left[0] / fps if left and sought else 0.0
+    begin = info.origin + start + ahead if start or ahead else None
+    decoding, scaler, place = Decoding("picture"), VideoReformatter(), None
+    frames = _frames_from(path, "video", begin, 0.0, decoding)
+    late, held = min(TOLERANCE, 0.1 / fps), None
+    end = ((math.inf, None),) if left else ()
+    timed = _forward(frames, info.origin + start, decoding)
+    for seconds, frame in itertools.chain(timed, end):
+        while held is not None and left and left[0] / fps + late < seconds:
+            place = place or geometry(held, info.pixel_aspect, short_side)
+            yield left.pop(0), show(held, place, scaler)
+        if not left:
+            return
+        held = frame
+
+
 def _open_picture(path, info, fps, short_side, start, end, decoding):
     """(iterator of frames, their rate); (empty, 0.0) without picture."""
     if not info.width:
@@ -568,7 +616,9 @@ def _open_picture(path, info, fps, short_side, start, end, decoding):
     return frames, float(rate)
 
 
-def read_audio(path, sample_rate=16000, start=None, end=None) -> np.ndarray | None:
+def read_audio(
+    path, sample_rate=16000, start=None, end=None, info=None
+) -> np.ndarray | None:
     """Mono int16 [s] at `sample_rate` Hz, sample 0 at the first picture (or `start`).
 
     Sound that starts late gets silence before it, sound from before time 0 is cut off,
@@ -578,9 +628,9 @@ def read_audio(path, sample_rate=16000, start=None, end=None) -> np.ndarray | No
     front left and right √½, each surround ½, low frequencies 0; the sum of the gains is
     scaled to 1, so that nothing clips. So stereo is (L + R)/2, and 5.1 is 0.293 C +
     0.207 (L + R) + 0.146 (Ls + Rs). Channels without names are taken for the usual
-    layout of their number.
+    layout of their number. info: of `probe`, where it is known.
     """
-    info = probe(path)
+    info = info or probe(path)
     _check_cut(path, start, end)
     if not info.audio_codec:
         return None

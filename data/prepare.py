@@ -184,7 +184,7 @@ def label_names(rows: list[manifest.Row]) -> list[str] | dict[str, list[str]]:
     return dict(zip(*heads, names, strict=True))
 
 
-def _label_places(names: list[str] | dict) -> Callable:
+def label_places(names: list[str] | dict) -> Callable:
     """A function from a row to the places of its labels in `names` (`label_names`)."""
     lists = list(names.values()) if isinstance(names, dict) else [names]
     places = [{name: place for place, name in enumerate(listed)} for listed in lists]
@@ -212,10 +212,15 @@ def choose_split(id: str, fractions: dict[str, float]) -> str:
     return split  # the fractions sum to 1 but for rounding
 
 
+def shuffled(rows: Iterable[manifest.Row]) -> list[manifest.Row]:
+    """In the order that the records of a split have; it comes from the ids alone."""
+    return sorted(rows, key=lambda row: (_hashes(row.id)[1], row.id))
+
+
 def _shards(rows, split: str, count: int, folder: Path) -> Iterator[Shard]:
     """The shards of a split; the order of its clips does not depend on their count."""
     members = [[] for _ in range(count)]
-    for row in sorted(rows, key=lambda row: (_hashes(row.id)[1], row.id)):
+    for row in shuffled(rows):
         members[_hashes(row.id)[1] * count >> 64].append(row)
     for number, rows_ in enumerate(members):
         path = folder / records.shard_name(folder.parent.name, split, number, count)
@@ -295,7 +300,7 @@ def _write_shards(plan: dict, jobs: int, console) -> None:
     known = [(shard, _known(shard)) for shard in plan["shards"]]
     left = [shard for shard, facts in known if facts is None]
     failed = sum(len(facts["failed"]) for _, facts in known if facts)
-    numbers = _label_places(plan["labels"])
+    numbers = label_places(plan["labels"])
     tasks = [
         Job(row, numbers(row), plan["settings"]) for shard in left for row in shard.rows
     ]

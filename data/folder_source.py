@@ -1,0 +1,288 @@
+"""A folder or CSV of media files as a source of clips, without preparation.
+
+For small sets, and for evaluation on new files: what a sample needs is decoded from the
+file itself each time, which takes several times as long as from a prepared record. The
+samples are the same: the same clips in the same order, the same frames (at
+`config.data.fps` and the short side of `python -m data.prepare`), the same sound.
+
+Which clips there are, their labels and their splits is as in data/manifest.py; clips
+whose split the source does not name are divided as `data.prepare` does by default. The
+split `all` is every clip.
+
+How many frames and how much sound a file really has is known only when it has been
+decoded once. That list is made when the data set is first opened, and kept in the
+user's cache (`$XDG_CACHE_HOME/av_mae/folder`, else under `~/.cache`) for files of the
+same path, size and time. Files that cannot be decoded are told and left out.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+
+from data import Clip, MediaError, RecordError, manifest, media, prepare
+
+FORMAT = 1  # of the kept lists
+SPLIT = {"train": 0.9, "validation": 0.1}  # as of data.prepare
+SHORT_SIDE = 256  # pixels, likewise
+ALL = "all"  # the split of every clip
+
+log = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """What decoding a clip once has shown; `failed` is the reason where it cannot be.
+
+    Rates, sizes and counts are of what the record gives, not of the file.
+    """
+
+    failed: str
+    num_frames: int = 0
+    height: int = 0
+    width: int = 0
+    num_samples: int = 0
+    problems: tuple[str, ...] = ()
+    facts: dict = {}
+
+
+def _measure(row: manifest.Row, fps: float, sample_rate: int) -> Entry:
+    try:
+        clip = _read(row, fps, sample_rate)
+        count, shape = 0, (0, 0)
+        for frame in () if clip.frames is None else clip.frames:
+            count, shape = count + 1, frame.shape[:2]
+    except MediaError as error:
+        return Entry(str(error))
+    samples = 0 if clip.waveform is None else len(clip.waveform)
+    return Entry("", count, *shape, samples, tuple(clip.problems), clip.source)
+
+
+def _read(row: manifest.Row, fps: float, sample_rate: int) -> Clip:
+    cut = dict(start=row.start, end=row.end)
+    return media.read(row.path, fps, SHORT_SIDE, sample_rate, stream=True, **cut)
+
+
+class Record:
+    """One clip of a file; like `data.records.Record`."""
+
+    def __init__(
+        self,
+        row: manifest.Row,
+        labels: tuple[int, ...],
+        entry: Entry,
+        fps: float,
+        sample_rate: int,
+    ):
+        self.id, self.labels, self.sample_rate = row.id, labels, sample_rate
+        self.num_frames, self.height, self.width = entry[1:4]
+        self.num_samples, self.facts = entry.num_samples, entry.facts
+        self.has_rgb, self.has_audio = entry.num_frames > 0, entry.num_samples > 0
+        self.fps = fps if self.has_rgb else 0.0
+        self._row, self._entry = row, entry
+
+    @property
+    def _info(self) -> media.MediaInfo:
+        fields = media.MediaInfo.__dataclass_fields__
+        facts = {k: v for k, v in self._entry.facts.items() if k in fields}
+        return media.MediaInfo(**facts)
+
+    def frames(self, indices: Sequence[int]) -> np.ndarray:
+        """The wanted frames, uint8 [len(indices) h w 3]; any order, repeats allowed.
+
+        IndexError outside of the clip, RecordError where the file cannot be read.
+        """
+        indices = np.asarray(indices, np.int64).reshape(-1)
+        if indices.size and not 0 <= indices.min() <= indices.max() < self.num_frames:
+            raise IndexError(f"frames of {self.id}, which has {self.num_frames}")
+        out = np.empty((len(indices), self.height, self.width, 3), np.uint8)
+        missing = set(indices.tolist())
+        with self._reading():
+            for number, pixels in media.frames_at(
+                self._row.path,
+                self._info,
+                sorted(missing),
+                self.fps,
+                SHORT_SIDE,
+                self._row.start,
+                sought=not self._entry.problems,  # else timestamps may not be true
+            ):
+                out[indices == number] = pixels
+                missing.remove(number)
+        if missing:
+            raise self._changed(f"frame {min(missing)} is missing")
+        return out
+
+    def waveform(self) -> np.ndarray:
+        """The whole sound, int16 [s]; empty without."""
+        if not self.has_audio:
+            return np.zeros(0, np.int16)
+        cut = self._row.start, self._row.end
+        with self._reading():
+            sound = media.read_audio(
+                self._row.path, self.sample_rate, *cut, info=self._info
+            )
+        if sound is None or len(sound) != self.num_samples:
+            raise self._changed("its sound has another length")
+        return sound
+
+    @contextlib.contextmanager
+    def _reading(self):
+        try:
+            yield
+        except (MediaError, av.FFmpegError, OSError, ValueError) as error:
+            raise self._changed(error) from None
+
+    def _changed(self, why) -> RecordError:
+        return RecordError(
+            f"{self._row.path}: cannot be read as it was before ({why}); restore the "
+            "file, or start again."
+        )
+
+
+class Records:
+    """The clips of one split of a folder or CSV, by number; see data/sources.py.
+
+    Args:
+        where: the folder or CSV.
+        split: such as "train"; "all" for every clip.
+        fps: frames a second.
+        sample_rate: hertz of the sound.
+
+    Raises:
+        ManifestError: `where` is no usable list of clips.
+        RecordError: no clip is in this split, or none can be decoded.
+    """
+
+    damaged = ()
+
+    def __init__(
+        self,
+        where: str | os.PathLike,
+        split: str,
+        fps: float = 25.0,
+        sample_rate: int = 16000,
+    ):
+        self.folder, self.split = Path(where), split
+        self._rates = (fps, sample_rate)
+        rows = manifest.rows(where)
+        names = prepare.label_names(rows)
+        numbers = prepare.label_places(names)
+        wanted = prepare.shuffled(
+            row
+            for row in rows
+            if split in (ALL, row.split or prepare.choose_split(row.id, SPLIT))
+        )
+        if not wanted:
+            raise RecordError(
+                f"{where}: has no clip of the split {split!r}; name splits in a CSV or "
+                'by folders called train and test, or set the split to "all".'
+            )
+        entries = _entries(self.folder, wanted, fps, sample_rate)
+        self._clips = [
+            (row, numbers(row), entry)
+            for row, entry in zip(wanted, entries, strict=True)
+            if not entry.failed
+        ]
+        self._tell_failed([entry.failed for entry in entries if entry.failed])
+        self.index = [self._describe(*clip) for clip in self._clips]
+        self.info = dict(
+            name=self.folder.stem,
+            labels=names,
+            settings=dict(fps=fps, sample_rate=sample_rate),
+            statistics={},
+            checksums={row.id: _digest(row, entry) for row, _, entry in self._clips},
+        )
+
+    def _tell_failed(self, reasons):
+        if reasons and not self._clips:
+            raise RecordError(
+                f"{self.folder}: no clip of {self.split} can be decoded; {reasons[0]}"
+            )
+        for reason in reasons:
+            log.warning("left out: %s", reason)
+
+    def _describe(self, row, labels, entry) -> dict:
+        return dict(
+            id=row.id,
+            labels=labels,
+            has_rgb=entry.num_frames > 0,
+            has_audio=entry.num_samples > 0,
+            num_frames=entry.num_frames,
+        )
+
+    def __repr__(self) -> str:
+        return f"Records({str(self.folder)!r}, {self.split!r})"
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def record(self, number: int) -> Record:
+        return Record(*self._clips[number], *self._rates)
+
+
+# --------------------------------------------------------------- what files have, kept
+
+
+def _entries(folder: Path, rows, fps: float, sample_rate: int) -> list[Entry]:
+    """What each clip has, from the cache or by decoding it; in the rows' order."""
+    key = f"{FORMAT} {folder.resolve()} {fps} {sample_rate}"
+    path = _cache() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    try:
+        kept = json.loads(path.read_text())
+    except (OSError, ValueError):
+        kept = {}
+    keys = [_state(row) for row in rows]
+    new = [(k, row) for k, row in zip(keys, rows, strict=True) if k not in kept]
+    if new:
+        log.info(
+            "%s: %d files are decoded once to see what they have.", folder, len(new)
+        )
+        measure = functools.partial(_measure, fps=fps, sample_rate=sample_rate)
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+            found = threads.map(measure, (row for _, row in new))
+            kept |= {k: entry for (k, _), entry in zip(new, found, strict=True)}
+        _keep(path, kept)
+    return [_entry(kept[k]) for k in keys]
+
+
+def _entry(values) -> Entry:
+    entry = Entry(*values)
+    return entry._replace(problems=tuple(entry.problems))
+
+
+def _state(row: manifest.Row) -> str:
+    """The clip and the state of its file, as text."""
+    with contextlib.suppress(OSError):
+        state = row.path.stat()
+        return f"{row.id} {state.st_size} {state.st_mtime_ns}"
+    return f"{row.id} is not there"
+
+
+def _keep(path: Path, entries: dict) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(entries))
+        temporary.replace(path)
+    except OSError as error:
+        log.warning("What the files have is not kept: %s", error)
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "av_mae" / "folder"
+
+
+def _digest(row: manifest.Row, entry: Entry) -> dict:
+    """Stands for a clip's content: a hash of its file's state and what it has."""
+    text = f"{_state(row)} {json.dumps(entry)}".encode()
+    return dict(sha256=hashlib.sha256(text).hexdigest(), size=len(text))

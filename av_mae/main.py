@@ -21,15 +21,14 @@ from av_mae import (
     UserError,
     choose,
     commandline,
+    datasets,
     finetune,
     loop,
     parallel,
     pretrain,
-    spectrogram,
-    stats,
 )
 from av_mae import run as runs
-from data import DataError, pipeline
+from data import DataError
 
 log = logging.getLogger("av_mae.main")  # `__name__` is "__main__" here
 
@@ -39,31 +38,6 @@ WORKDIR = flags.DEFINE_string(
 )
 
 TRAINERS = {"pretrain": pretrain, "finetune": finetune}
-
-
-def load_data(config) -> dict[str, pipeline.Dataset]:
-    """The splits that the config names; fills in statistics it asks of the data set."""
-    sound = config.spectrogram
-    preset, log_mel = spectrogram.preset_of(sound), None
-    if isinstance(preset, spectrogram.Precomputed):
-        log_mel = preset.rows, preset.mels
-    label = "none"
-    if config.trainer == "finetune":
-        label = choose("objective.kind", config.objective.kind, finetune.LABELS)
-    if sound.normalise == "dataset" and "spectrogram" in config.modalities:
-        sound.mean, sound.std = stats.sound(config.data.dir, sound.preset)
-        log.info("log-mel mean %.4f, deviation %.4f (data set)", sound.mean, sound.std)
-    load = lambda split: pipeline.load(
-        config.data,
-        split,
-        modalities=tuple(config.modalities),
-        label=label,
-        sample_rate=preset.sample_rate,
-        log_mel=log_mel,
-        seed=config.seed,
-        process=(jax.process_index(), jax.process_count()),
-    )
-    return {"train": load(config.data.split), "eval": load(config.eval.split)}
 
 
 def main(argv):
@@ -82,7 +56,7 @@ def main(argv):
         run = choose("mode", config.mode, modes)
         readable = runs.config_of(json.loads(runs.config_json(config)))
         log.info("workdir %s  %s\n%s", workdir, loop.provenance(), readable)
-        run(config, load_data(config), workdir)
+        run(config, datasets.load(config), workdir)
     except (UserError, DataError) as error:
         commandline.stop(error)
 

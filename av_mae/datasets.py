@@ -1,0 +1,46 @@
+"""The data sets that a config names, opened as its model wants them."""
+
+import logging
+
+import jax
+
+from av_mae import choose, finetune, spectrogram, stats
+from data import pipeline
+
+log = logging.getLogger(__name__)
+
+
+def load(config) -> dict[str, pipeline.Dataset]:
+    """The splits that the config names; fills in statistics it asks of the data set."""
+    sound = config.spectrogram
+    if sound.normalise == "dataset" and "spectrogram" in config.modalities:
+        sound.mean, sound.std = stats.sound(config.data.dir, sound.preset)
+        log.info("log-mel mean %.4f, deviation %.4f (data set)", sound.mean, sound.std)
+    names = {"train": config.data.split, "eval": config.eval.split}
+    return {role: split(config, name) for role, name in names.items()}
+
+
+def split(config, name: str, label: str | None = None) -> pipeline.Dataset:
+    """One split; `label` as of `pipeline.load`, None for what the trainer takes."""
+    preset, log_mel = spectrogram.preset_of(config.spectrogram), None
+    if isinstance(preset, spectrogram.Precomputed):
+        log_mel = preset.rows, preset.mels
+    if label is None:
+        label = label_kind(config) if config.trainer == "finetune" else "none"
+    return pipeline.load(
+        config.data,
+        name,
+        modalities=tuple(config.modalities),
+        label=label,
+        sample_rate=preset.sample_rate,
+        log_mel=log_mel,
+        seed=config.seed,
+        process=(jax.process_index(), jax.process_count()),
+    )
+
+
+def label_kind(config) -> str:
+    """How the pipeline gives labels to a classifier of this config."""
+    if dict(config.model.label_heads):
+        return "heads"
+    return choose("objective.kind", config.objective.kind, finetune.LABELS)

@@ -1,0 +1,49 @@
+"""Which splits a config opens, and with which labels (test_main trains on them)."""
+
+import pytest
+from synthetic import config
+
+from av_mae import ConfigError, datasets
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """What the pipeline is asked for, as (split, label, modalities)."""
+    calls = []
+
+    def load(settings, split, *, label, modalities, **more):
+        calls.append((split, label, modalities))
+        return object.__new__(datasets.pipeline.Dataset)
+
+    monkeypatch.setattr(datasets.pipeline, "load", load)
+    return calls
+
+
+def test_both_splits_with_the_labels_that_the_loss_wants(opened):
+    settings = config("digits/finetune")
+    both = ("rgb", "spectrogram")
+    assert list(datasets.load(settings)) == ["train", "eval"]
+    assert opened == [("train", "class", both), ("test", "class", both)]
+    settings.objective.kind = "sigmoid"
+    datasets.split(settings, "test")
+    settings.model.label_heads = (("verb", 0), ("noun", 0))
+    datasets.split(settings, "test")
+    datasets.split(config("digits/pretrain"), "test")
+    datasets.split(config("digits/pretrain"), "test", "class")
+    assert [label for _, label, _ in opened[2:]] == [
+        *("multilabel", "heads", "none", "class")
+    ]
+    settings.model.label_heads, settings.objective.kind = (), "softmx"
+    with pytest.raises(ConfigError, match="objective.kind.*did you mean 'softmax'"):
+        datasets.split(settings, "test")
+
+
+def test_statistics_of_the_data_set_are_filled_in(opened, monkeypatch):
+    monkeypatch.setattr(datasets.stats, "sound", lambda where, preset: (-1.5, 2.5))
+    settings = config("digits/finetune")
+    settings.spectrogram.normalise = "dataset"
+    datasets.load(settings)
+    assert (settings.spectrogram.mean, settings.spectrogram.std) == (-1.5, 2.5)
+    settings.modalities, settings.spectrogram.mean = ("rgb",), 0.0
+    datasets.load(settings)
+    assert settings.spectrogram.mean == 0.0

@@ -51,9 +51,13 @@ def choose(field: str, name: str, table):
 
 
 def __getattr__(name: str):
-    """`av_mae.load` reaches api.py, which imports jax, only when it is asked for."""
+    """`load` and `read_clip` reach what imports jax only when they are asked for."""
     if name == "load":
         from av_mae import api
 
         return api.load
+    if name == "read_clip":
+        from av_mae import clips
+
+        return clips.read_clip
     raise AttributeError(f"module 'av_mae' has no attribute {name!r}")

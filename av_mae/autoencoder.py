@@ -320,10 +320,12 @@ def build(config) -> Autoencoder:
     cuts = inputs.layouts(config)
     kind = choose("model.decoder.kind", decoder.kind, DECODERS)
     choose("model.decoder.positions", decoder.positions, tokens.POSITIONS)
-    options = block_options(model, decoder.heads, decoder.mlp, dtype, decoder.eps)
+    options = block_options(
+        model, decoder.heads, decoder.mlp, config.compute, decoder.eps
+    )
     return Autoencoder(
         embed=build_embeddings(config),
-        encoder=build_encoder(model, size, dtype),
+        encoder=build_encoder(model, size, config.compute),
         decoder_embed=MaskTokens(
             width=decoder.width,
             positions=decoder.positions,

@@ -11,7 +11,6 @@ pretraining and for finetuning.
 mask exists in the program. Tokens of a missing modality are never attended to.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from av_mae import ConfigError, choose
+from av_mae import ConfigError, choose, depth
 from av_mae.transformer import (
     BlockOptions,
     Size,
@@ -127,20 +126,32 @@ def bottleneck(
         start = coder.param("bottleneck", init, (1, bottlenecks, d), jnp.float32)
         shared_tokens = jnp.broadcast_to(start, (b, bottlenecks, d))
         meet = train or bottlenecks_at_test
-    for i in range(coder.depth):
-        layer = {m: functools.partial(stacks[names[m]].layer, i) for m in tokens}
-        if not meet or i < fusion_layer:
-            tokens = {m: layer[m](x, None, train) for m, x in tokens.items()}
-            continue
+    fusion_layer = fusion_layer if meet else coder.depth
+    tokens = _alone(stacks, names, range(fusion_layer), tokens, train)
+    if not meet:
+        return _one_norm(coder, tokens)
+
+    def exchange(calls, carry):
+        tokens, shared_tokens = carry
         joined = {
-            m: jnp.concatenate([x, shared_tokens.astype(x.dtype)], axis=1)
+            m: calls[names[m]](jnp.concatenate([x, shared_tokens], axis=1))
             for m, x in tokens.items()
         }
-        joined = {m: layer[m](x, None, train) for m, x in joined.items()}
         tokens = {m: x[:, :-bottlenecks] for m, x in joined.items()}
         copies = {m: x[:, -bottlenecks:] for m, x in joined.items()}
-        shared_tokens = mean_over_present(copies, present)
+        return tokens, mean_over_present(copies, present).astype(shared_tokens.dtype)
+
+    dtype = next(iter(tokens.values())).dtype
+    carry = (tokens, shared_tokens.astype(dtype))
+    late = range(fusion_layer, coder.depth)
+    tokens, _ = depth.through(stacks, late, exchange, carry, train)
     return _one_norm(coder, tokens)
+
+
+def _alone(stacks, names, layers: range, tokens: Tokens, train: bool):
+    """Each modality through some layers of its own stack."""
+    layer = lambda calls, tokens: {m: calls[names[m]](x) for m, x in tokens.items()}
+    return depth.through(stacks, layers, layer, dict(tokens), train)
 
 
 def cross(
@@ -159,15 +170,15 @@ def cross(
     stack over the joint sequence. One final norm serves all modalities.
     """
     names, stacks = _own_stacks(coder, tokens, share_encoder)
-    for i in range(coder.depth):
-        if i < fusion_layer:
-            tokens = {
-                m: stacks[names[m]].layer(i, x, None, train) for m, x in tokens.items()
-            }
-            continue
+    tokens = _alone(stacks, names, range(fusion_layer), tokens, train)
+
+    def layer(calls, tokens):
         x, exist = _join(tokens, present)
-        joint = {name: s.layer(i, x, exist, train) for name, s in stacks.items()}
-        tokens = {m: _part(joint[names[m]], tokens)[m] for m in tokens}
+        joint = {name: call(x, exist) for name, call in calls.items()}
+        return {m: _part(joint[names[m]], tokens)[m] for m in tokens}
+
+    late = range(fusion_layer, coder.depth)
+    tokens = depth.through(stacks, late, layer, dict(tokens), train)
     return _one_norm(coder, tokens)
 
 
@@ -261,13 +272,16 @@ def _checked(fusion_layer: int, depth: int) -> int:
     return fusion_layer
 
 
-def build_encoder(model, size: Size, dtype) -> Fusion:
-    """The encoder that `config.model` describes; ConfigError for an unknown name."""
+def build_encoder(model, size: Size, compute) -> Fusion:
+    """The encoder that `config.model` describes; ConfigError for an unknown name.
+
+    compute is `config.compute`.
+    """
     choose("model.fusion", model.fusion, FUSIONS)
     return Fusion(
         kind=model.fusion,
         depth=size.depth,
-        options=block_options(model, size.heads, size.mlp, dtype),
+        options=block_options(model, size.heads, size.mlp, compute),
         drop_path=model.drop_path,
         settings=settings_of(model, size.depth),
         norm=model.norm,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from av_mae import ConfigError, choose
+from av_mae import ConfigError, attention, choose, depth
 
 # name: (width, depth, heads); the MLP is four times the width. Sizes of ViT
 # (Dosovitskiy et al. 2021, Table 1; Ti of DeiT), as Scenic and VideoMAE use them.
@@ -88,6 +88,9 @@ class BlockOptions:
     qkv_init: str = "xavier"  # a name of QKV_INITS
     last_eps: float | None = None  # of the norm after the last block; None: eps
     dtype: jnp.dtype = jnp.float32
+    attention: str = "auto"  # a name of attention.KINDS
+    scan: bool = False  # whether one traced layer serves all
+    remat: str = "none"  # a name of depth.REMAT
 
 
 def _xavier(rng, shape, dtype=jnp.float32, *, heads: int):
@@ -114,6 +117,14 @@ def _aligned(rng, shape, dtype=jnp.float32, *, heads: int):
     return jnp.concatenate([same, same, values], axis=1)
 
 
+def _xavier_pair(rng, shape, dtype=jnp.float32):
+    """Xavier-uniform for key and value apart, side by side."""
+    d, columns = shape
+    init = nn.initializers.xavier_uniform()
+    keys = jax.random.split(rng)
+    return jnp.concatenate([init(k, (d, columns // 2), dtype) for k in keys], axis=1)
+
+
 QKV_INITS = {"xavier": _xavier, "aligned": _aligned}
 
 
@@ -123,9 +134,12 @@ def dtype_of(compute) -> jnp.dtype:
 
 
 def block_options(
-    model, heads: int, mlp: int, dtype, last_eps: float | None = None
+    model, heads: int, mlp: int, compute, last_eps: float | None = None
 ) -> BlockOptions:
-    """The options of `config.model` for blocks of this many heads and MLP width."""
+    """The options of `config.model` for blocks of this many heads and MLP width.
+
+    compute is `config.compute`.
+    """
     block = model.block
     return BlockOptions(
         heads,
@@ -137,7 +151,10 @@ def block_options(
         layer_scale=block.layer_scale,
         qkv_init=choose("model.block.qkv_init", block.qkv_init, tuple(QKV_INITS)),
         last_eps=last_eps,
-        dtype=dtype,
+        dtype=dtype_of(compute),
+        attention=choose("compute.attention", compute.attention, attention.KINDS),
+        scan=compute.scan,
+        remat=choose("compute.remat", compute.remat, tuple(depth.REMAT)),
     )
 
 
@@ -182,36 +199,59 @@ class Linear(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one QKV product; softmax statistics in float32."""
+    """Multi-head attention; softmax statistics in float32.
+
+    Self-attention with one QKV product, or with `context` attention to those tokens
+    alone, whose key and value are one product. `present` says which keys exist.
+    """
 
     options: BlockOptions
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], present: Bool[Array, "b n"] | None = None
+        self,
+        x: Float[Array, "b n d"],
+        present: Bool[Array, "b k"] | None = None,
+        context: Float[Array, "b k d"] | None = None,
     ) -> Float[Array, "b n d"]:
-        heads, dtype = self.options.heads, self.options.dtype
         d = x.shape[-1]
-        qkv = Linear(
-            (3, heads, d // heads),
-            kernel_init=functools.partial(
-                QKV_INITS[self.options.qkv_init], heads=heads
-            ),
-            biased=None if self.options.key_bias else (0, 2),
-            dtype=dtype,
-            name="qkv",
-        )(x)  # b n 3 heads e
-        mask = None if present is None else present[:, None, None, :]  # b 1 1 n
-        x = jax.nn.dot_product_attention(
-            qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask=mask
+        query, key, value = self._projected(x, context)
+        x = attention.attend(
+            query, key, value, present, self.options.attention, self.options.dtype
         )
         return Linear(
             (d,),
             axes=2,
             kernel_init=nn.initializers.xavier_uniform(),
-            dtype=dtype,
+            dtype=self.options.dtype,
             name="out",
         )(x)
+
+    def _projected(self, x: Array, context: Array | None) -> tuple[Array, ...]:
+        """Query, key and value, each b n heads e."""
+        heads, dtype = self.options.heads, self.options.dtype
+        size = (heads, x.shape[-1] // heads)
+        bias = self.options.key_bias
+        if context is None:
+            init = functools.partial(QKV_INITS[self.options.qkv_init], heads=heads)
+            qkv = Linear(
+                (3, *size),
+                kernel_init=init,
+                biased=None if bias else (0, 2),
+                dtype=dtype,
+                name="qkv",
+            )(x)  # b n 3 heads e
+            return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        xavier = nn.initializers.xavier_uniform()
+        query = Linear(size, kernel_init=xavier, dtype=dtype, name="query")(x)
+        both = Linear(
+            (2, *size),
+            kernel_init=_xavier_pair,
+            biased=None if bias else (1,),
+            dtype=dtype,
+            name="key_value",
+        )(context)
+        return query, both[:, :, 0], both[:, :, 1]
 
 
 class Mlp(nn.Module):
@@ -231,42 +271,41 @@ class Mlp(nn.Module):
         return Linear(x.shape[-1:], name="out", **init)(hidden)
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: drops an example's whole branch with probability `rate`."""
-
-    rate: float
-    rescale: bool
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], train: bool) -> Float[Array, "b n d"]:
-        if not train or self.rate == 0.0:
-            return x
-        keep = 1.0 - self.rate
-        alive = jax.random.bernoulli(self.make_rng("drop_path"), keep, (len(x), 1, 1))
-        return x * alive.astype(x.dtype) / (keep if self.rescale else 1.0)
+def drop_path(
+    x: Float[Array, "b n d"], drop: depth.Drop | None, rescale: bool
+) -> Float[Array, "b n d"]:
+    """Stochastic depth: drops an example's whole branch; None drops nothing."""
+    if drop is None:
+        return x
+    alive = jax.random.bernoulli(drop.key, drop.keep, (len(x), 1, 1)).astype(x.dtype)
+    return x * alive / (drop.keep.astype(x.dtype) if rescale else 1.0)
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); each branch may be dropped."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); `drop` may drop either branch.
+
+    With `context` the tokens attend to it and not to each other.
+    """
 
     options: BlockOptions
-    drop_path: float = 0.0
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "b n d"],
-        present: Bool[Array, "b n"] | None = None,
-        train: bool = False,
+        present: Bool[Array, "b k"] | None = None,
+        context: Float[Array, "b k d"] | None = None,
+        drop: depth.Drop | None = None,
     ) -> Float[Array, "b n d"]:
-        options = self.options
+        options, drops = self.options, depth.two(drop)
         norm = dict(epsilon=options.eps, dtype=options.dtype)
-        drop = lambda y: DropPath(self.drop_path, options.drop_path_rescale)(y, train)
         y = nn.LayerNorm(name="norm_1", **norm)(x)
-        y = Attention(options, name="attention")(y, present)
-        x = x + drop(self._scaled(y, "scale_1"))
+        y = Attention(options, name="attention")(y, present, context)
+        y = self._scaled(y, "scale_1")
+        x = x + drop_path(y, drops[0], options.drop_path_rescale)
         y = nn.LayerNorm(name="norm_2", **norm)(x)
-        return x + drop(self._scaled(Mlp(options, name="mlp")(y), "scale_2"))
+        y = self._scaled(Mlp(options, name="mlp")(y), "scale_2")
+        return x + drop_path(y, drops[1], options.drop_path_rescale)
 
     def _scaled(self, y: Array, name: str) -> Array:
         """Layer scale, where the options have it."""
@@ -295,21 +334,44 @@ class Stack(nn.Module):
     final_norm: bool = True
 
     def setup(self):
-        for i, rate in enumerate(self.rates):
-            setattr(self, f"block_{i}", Block(self.options, rate))
+        for i in range(len(self.rates)):
+            setattr(self, f"block_{i}", Block(self.options))
         if self.final_norm:
             self.norm = last_norm(self.options)
 
-    def layer(self, i: int, x: Array, present: Array | None, train: bool) -> Array:
-        """Block i alone (bottleneck fusion goes through two stacks in step)."""
-        return getattr(self, f"block_{i}")(x, present, train)
+    def layer(
+        self,
+        i: int,
+        x: Array,
+        present: Array | None = None,
+        context: Array | None = None,
+        drop: depth.Drop | None = None,
+    ) -> Array:
+        """Block i alone."""
+        return getattr(self, f"block_{i}")(x, present, context, drop)
+
+    def parameters(self, i: int):
+        """Those of block i."""
+        return self.variables["params"][f"block_{i}"]
+
+    def detached(self) -> Block:
+        """A block that is bound to no parameters."""
+        return Block(self.options, parent=None)
+
+    def drop(self, i: int, train: bool) -> depth.Drop | None:
+        """What drop path draws for block i; None where no block drops anything."""
+        if not train or not any(self.rates):
+            return None
+        keep = jnp.float32(1.0 - self.rates[i])
+        return depth.Drop(keep, self.make_rng("drop_path"))
 
     def __call__(
         self,
         x: Float[Array, "b n d"],
-        present: Bool[Array, "b n"] | None = None,
+        present: Bool[Array, "b k"] | None = None,
         train: bool = False,
+        context: Float[Array, "b k d"] | None = None,
     ) -> Float[Array, "b n d"]:
-        for i in range(len(self.rates)):
-            x = self.layer(i, x, present, train)
+        one = lambda calls, x: calls["self"](x, present, context)
+        x = depth.through({"self": self}, range(len(self.rates)), one, x, train)
         return self.norm(x) if self.final_norm else x

@@ -213,7 +213,9 @@ def encoder_of(**changes):
         )
     )
     size = Size(8, 3, 2, 16, 8, 2)
-    return fusion.build_encoder(ConfigDict(model | changes), size, jnp.dtype("float32"))
+    compute = dict(dtype="float32", attention="auto", scan=False, remat="none")
+    model = ConfigDict(model | changes)
+    return fusion.build_encoder(model, size, ConfigDict(compute))
 
 
 def test_where_modalities_meet_is_counted_from_either_end():

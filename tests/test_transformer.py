@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from scenic import quick
 
 from av_mae import ConfigError, transformer
-from av_mae.transformer import BlockOptions, DropPath, Stack
+from av_mae.depth import Drop
+from av_mae.transformer import BlockOptions, Stack
 
 
 def sized(**fields):
@@ -169,11 +170,15 @@ def test_the_config_gives_every_option_of_a_block():
             ),
         )
     )
-    half = jnp.dtype("bfloat16")
-    found = transformer.block_options(model, 4, 8, half, last_eps=1e-4)
+    compute = dict(dtype="bfloat16", attention="dot", scan=True, remat="dots")
+    found = transformer.block_options(model, 4, 8, ConfigDict(compute), last_eps=1e-4)
     assert found == BlockOptions(
-        *(4, 8, True, 1e-5, "erf", False, 0.2, "aligned", 1e-4), dtype=half
+        *(4, 8, True, 1e-5, "erf", False, 0.2, "aligned", 1e-4),
+        **compute | {"dtype": jnp.dtype("bfloat16")},
     )
+    with pytest.raises(ConfigError, match="compute.remat"):
+        wrong = ConfigDict(compute | {"remat": "all"})
+        transformer.block_options(model, 4, 8, wrong)
 
 
 def test_tokens_that_are_not_present_are_never_attended_to():
@@ -197,7 +202,7 @@ def test_a_stack_without_its_last_norm():
     assert jax.tree.structure(init(bare, x)) == jax.tree.structure(params)
     layers = x
     for i in range(2):
-        method = lambda m, x, p, t, i=i: m.layer(i, x, p, t)
+        method = lambda m, x, p, t, i=i: m.layer(i, x, p)
         layers = apply(bare, params, layers, method=method)
     np.testing.assert_allclose(y, layers, rtol=1e-5, atol=1e-6)
 
@@ -235,14 +240,14 @@ def test_drop_path_rates_rise_linearly():
 @pytest.mark.parametrize("rescale, mean", [(True, 1.0), (False, 0.75)])
 def test_drop_path_drops_whole_examples(rescale, mean):
     x = jnp.ones((8000, 2, 3))
-    drop = DropPath(0.25, rescale)
-    found = drop.apply({}, x, True, rngs={"drop_path": jax.random.key(0)})
+    drop = Drop(jnp.float32(0.75), jax.random.key(0))
+    found = transformer.drop_path(x, drop, rescale)
     kept = 4 / 3 if rescale else 1.0
     assert (found == found[:, :1, :1]).all()
     np.testing.assert_allclose(np.unique(found), [0, kept], rtol=1e-6)
     # Five standard deviations.
     assert abs(float(found.mean()) - mean) < 5 * kept * np.sqrt(0.25 * 0.75 / 8000)
-    np.testing.assert_array_equal(drop.apply({}, x, False), x)
+    np.testing.assert_array_equal(transformer.drop_path(x, None, rescale), x)
 
 
 def test_drop_path_draws_in_training_alone():
@@ -253,8 +258,10 @@ def test_drop_path_draws_in_training_alone():
     np.testing.assert_array_equal(apply(stack, params, x), wanted)
     first = apply(stack, params, x, train=True)
     assert (first != apply(stack, params, x, train=True, seed=1)).any()
-    block = transformer.Block(stack.options, drop_path=1.0)
-    np.testing.assert_array_equal(apply(block, params["block_1"], x, train=True), x)
+    drop = Drop(jnp.float32(0.0), jax.random.key(0))
+    block = transformer.Block(stack.options)
+    found = block.apply({"params": params["block_1"]}, x, drop=drop)
+    np.testing.assert_array_equal(found, x)
 
 
 def test_bfloat16_keeps_float32_parameters_and_the_result_near():

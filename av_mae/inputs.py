@@ -11,7 +11,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from av_mae import ConfigError, augment, choose, mixing, spectrogram, tokens
+from av_mae import (
+    ConfigError,
+    augment,
+    choose,
+    corruption,
+    mixing,
+    spectrogram,
+    tokens,
+)
 from av_mae.transformer import Size, size_of
 
 
@@ -88,35 +96,15 @@ def make(config, missing: bool) -> Callable:
     are float32.
     """
     cuts = layouts(config)
-
-    def values(m: str, batch: dict, rng, train: bool) -> jax.Array:
-        if m == "rgb":
-            x = batch["rgb"]
-            x = x.reshape((-1,) + x.shape[2:])  # (b v) t h w c
-            picture, flip = config.picture, config.augment.flip
-            return augment.prepare_rgb(
-                x,
-                picture.mean,
-                picture.std,
-                normalise=picture.normalise,
-                flip=flip,
-                rng=rng,
-                train=train,
-            )
-        sound = config.spectrogram
-        if sound.preset == "precomputed":
-            x = batch["spectrogram"]
-            x = x.reshape((-1,) + x.shape[2:])  # (b v) t f 1
-        else:
-            x = batch["waveform"]
-            x = spectrogram.log_mel(x.reshape(-1, x.shape[-1]), sound.preset)
-        x = augment.prepare_spectrogram(x, sound.normalise, sound.mean, sound.std)
-        return augment.time_shift(x, rng) if train and config.augment.time_shift else x
+    _check_augment(config.augment)
+    damage = _damage(config)
 
     def prepare(batch: dict, rng, train: bool, mixes: Mapping | None = None):
         patches, present = {}, {}
+        if damage[train]:
+            batch = damage[train](batch, _keys(batch, rng, train))
         for i, (m, cut) in enumerate(cuts.items()):
-            x = values(m, batch, jax.random.fold_in(rng, i), train)
+            x = VALUES[m](config, batch, jax.random.fold_in(rng, i), train)
             has = batch["has_rgb" if m == "rgb" else "has_audio"]
             present[m] = rows(has, len(x))
             if mixes:
@@ -126,6 +114,88 @@ def make(config, missing: bool) -> Callable:
         return patches, present if missing else None
 
     return prepare
+
+
+def _frames(config, batch: dict, rng, train: bool) -> jax.Array:
+    """Normalised pictures float32 [(b v) t h w c], in training augmented."""
+    x, picture, changes = batch["rgb"], config.picture, config.augment
+    return augment.prepare_rgb(
+        x.reshape((-1,) + x.shape[2:]),
+        picture.mean,
+        picture.std,
+        normalise=picture.normalise,
+        colour=changes.colour,
+        grey=changes.grey,
+        flip=changes.flip,
+        erase=changes.erase,
+        rng=rng,
+        train=train,
+    )
+
+
+def _log_mel(config, batch: dict, rng, train: bool) -> jax.Array:
+    """Normalised log-mels float32 [(b v) t f 1], in training augmented."""
+    sound, changes = config.spectrogram, config.augment
+    if sound.preset == "precomputed":
+        x = batch["spectrogram"]
+        x = x.reshape((-1,) + x.shape[2:])
+    else:
+        x = batch["waveform"]
+        x = spectrogram.log_mel(x.reshape(-1, x.shape[-1]), sound.preset)
+    x = augment.prepare_spectrogram(x, sound.normalise, sound.mean, sound.std)
+    if train and changes.time_shift:
+        x = augment.time_shift(x, rng)
+    if train and (changes.frequency_masks or changes.time_masks):
+        frequency = (changes.frequency_masks, changes.frequency_width)
+        time = (changes.time_masks, changes.time_width)
+        x = augment.spec_augment(x, jax.random.fold_in(rng, 1), frequency, time)
+    return x
+
+
+VALUES = {"rgb": _frames, "spectrogram": _log_mel}
+
+
+def _check_augment(augment):
+    """ConfigError for a chance beyond 0 … 1, and for bands without a width."""
+    for name in ("flip", "colour", "grey", "erase"):
+        if not 0 <= augment[name] <= 1:
+            raise ConfigError(
+                f"augment.{name} is {augment[name]:g}, but it is a probability: choose "
+                "0 (never) to 1 (every clip)."
+            )
+    for name in ("frequency", "time"):
+        count, width = augment[f"{name}_masks"], augment[f"{name}_width"]
+        if count < 0 or width < 0 or (count > 0) != (width > 0):
+            raise ConfigError(
+                f"augment.{name}_masks is {count} and augment.{name}_width {width}: "
+                "choose how many bands and the bound of their widths, or 0 for both."
+            )
+
+
+def _damage(config) -> dict[bool, corruption.Corruption | None]:
+    """{whether it is training: how input is degraded}."""
+    texts = {True: ("augment.corruption", config.augment.corruption), False: ("", "")}
+    if config.trainer == "finetune":
+        texts[False] = ("eval.corruption", config.eval.corruption)
+    found = {train: corruption.parse(*text) for train, text in texts.items()}
+    for train, kind in found.items():
+        sound = kind and kind.kind.key == "waveform"
+        if sound and config.spectrogram.preset == "precomputed":
+            field, text = texts[train]
+            raise ConfigError(
+                f"{field} is {text!r}, which needs waveforms, but spectrogram.preset "
+                "is 'precomputed': degrade the picture, or prepare data with sound."
+            )
+    return found
+
+
+def _keys(batch: dict, rng: jax.Array, train: bool) -> jax.Array:
+    """A random key for each clip: in evaluation by its number in the data set."""
+    if train:
+        rng, numbers = jax.random.fold_in(rng, 2), jnp.arange(len(batch["index"]))
+    else:
+        rng, numbers = jax.random.key(0), batch["index"]
+    return jax.vmap(jax.random.fold_in, (None, 0))(rng, numbers)
 
 
 def pixels(config, patches: jax.Array) -> jax.Array:

@@ -4,14 +4,18 @@
         --workdir=runs/finetune \
         --config.init_from.checkpoint_path=runs/pretrain
 
-`make demo` does all of this. The result stands in the README. `:smoke` is a run of
-seconds, for testing.
+`make demo` does all of this. The result stands in the README. Variants: `:audio`,
+`:video`, one modality alone; `:smoke` (`:audio,smoke`), a run of seconds, for testing.
 """
 
 import ml_collections
 
+# Words of `--config=FILE:word,word`; of those in one string at most one.
+VARIANTS = ("audio video", "smoke")
+
 
 def get_config(arg=""):
+    words = chosen(arg)
     config = ml_collections.ConfigDict()
     config.trainer = "finetune"
     config.mode = "train"
@@ -151,7 +155,11 @@ def get_config(arg=""):
         allow_unused=(),
     )
 
-    if arg == "smoke":
+    if words.audio:
+        config.modalities = ("spectrogram",)
+    if words.video:
+        config.modalities = ("rgb",)
+    if words.smoke:
         config.steps = 4
         config.batch_size = config.eval.batch_size = 4
         config.data.num_frames, config.data.size, config.data.short_side = 4, 32, 32
@@ -164,6 +172,22 @@ def get_config(arg=""):
         config.model.fusion_layer = 1
         config.compute.dtype = "float32"
         config.checkpoint.every_steps = config.log.every_steps = 2
-    elif arg:
-        raise ValueError(f"there is no variant {arg!r} of this config: use ':smoke'.")
     return config
+
+
+def chosen(arg):
+    """{word of VARIANTS: whether `arg`, words with commas between, names it}."""
+    words = ml_collections.ConfigDict(dict.fromkeys(" ".join(VARIANTS).split(), False))
+    for word in filter(None, arg.split(",")):
+        try:
+            words[word] = words[word] or True
+        except KeyError as error:
+            hint = " ".join(error.args[0].splitlines()[1:])  # did you mean …?
+            raise ValueError(
+                f"there is no variant {word!r} of this config. {hint} It has "
+                f"{', '.join(words)}, or several with commas between."
+            ) from None
+    for group in VARIANTS:
+        if sum(words[word] for word in group.split()) > 1:
+            raise ValueError(f"of the variants {group.replace(' ', ', ')} take one.")
+    return words

@@ -4,14 +4,23 @@
     python -m data.prepare datasets/digits_clips/clips.csv --out datasets/digits
     python -m av_mae.main --config=configs/digits/pretrain.py --workdir=runs/pretrain
 
-`make demo` does all of this. The result stands in the README. `:smoke` is a run of
-seconds, for testing.
+`make demo` does all of this. The result stands in the README.
+
+Variants: `:audio`, `:video`, one modality alone. `:inpaint`, each modality predicted
+from the other (Georgescu et al., ICCV 2023). `:running_cell`, half of the masked tokens
+of the picture decoded, by VideoMAE V2's running cells (Wang et al., CVPR 2023).
+`:cross`, mask tokens that attend to the encoded ones alone (CrossMAE, Fu et al. 2024).
+`:smoke` (`:cross,smoke`) is a run of seconds, for testing.
 """
 
 import ml_collections
 
+# Words of `--config=FILE:word,word`; of those in one string at most one.
+VARIANTS = ("audio video inpaint running_cell cross", "smoke")
+
 
 def get_config(arg=""):
+    words = chosen(arg)
     config = ml_collections.ConfigDict()
     config.trainer = "pretrain"
     config.mode = "train"
@@ -151,7 +160,17 @@ def get_config(arg=""):
         allow_unused=(),
     )
 
-    if arg == "smoke":
+    if words.audio:
+        config.modalities = ("spectrogram",)
+    if words.video:
+        config.modalities = ("rgb",)
+    if words.inpaint:
+        config.objective.kind = "inpaint"
+    if words.running_cell:
+        config.objective.decode = dict(kind="running_cell", share=0.5)
+    if words.cross:
+        config.model.decoder.kind = "cross"
+    if words.smoke:
         config.steps = 4
         config.batch_size = config.eval.batch_size = 4
         config.data.num_frames, config.data.size, config.data.short_side = 4, 32, 32
@@ -164,6 +183,22 @@ def get_config(arg=""):
         config.compute.dtype = "float32"
         config.checkpoint.every_steps = config.log.every_steps = 2
         config.log.pictures = 1
-    elif arg:
-        raise ValueError(f"there is no variant {arg!r} of this config: use ':smoke'.")
     return config
+
+
+def chosen(arg):
+    """{word of VARIANTS: whether `arg`, words with commas between, names it}."""
+    words = ml_collections.ConfigDict(dict.fromkeys(" ".join(VARIANTS).split(), False))
+    for word in filter(None, arg.split(",")):
+        try:
+            words[word] = words[word] or True
+        except KeyError as error:
+            hint = " ".join(error.args[0].splitlines()[1:])  # did you mean …?
+            raise ValueError(
+                f"there is no variant {word!r} of this config. {hint} It has "
+                f"{', '.join(words)}, or several with commas between."
+            ) from None
+    for group in VARIANTS:
+        if sum(words[word] for word in group.split()) > 1:
+            raise ValueError(f"of the variants {group.replace(' ', ', ')} take one.")
+    return words

@@ -6,13 +6,18 @@
 
 The number of classes comes from the data set. Clips of several classes (a CSV whose
 labels are separated by `|`) want `--config.objective.kind=sigmoid`. No expected result:
-the data are yours. `:smoke` is a run of seconds on a CPU.
+the data are yours. Variants: `:audio`, `:video`, one modality alone; `:smoke`
+(`:audio,smoke`), a run of seconds on a CPU.
 """
 
 import ml_collections
 
+# Words of `--config=FILE:word,word`; of those in one string at most one.
+VARIANTS = ("audio video", "smoke")
+
 
 def get_config(arg=""):
+    words = chosen(arg)
     config = ml_collections.ConfigDict()
     config.trainer = "finetune"
     config.mode = "train"
@@ -147,7 +152,11 @@ def get_config(arg=""):
         allow_unused=(),
     )
 
-    if arg == "smoke":
+    if words.audio:
+        config.modalities = ("spectrogram",)
+    if words.video:
+        config.modalities = ("rgb",)
+    if words.smoke:
         config.steps = 4
         config.batch_size = config.eval.batch_size = 4
         config.data.num_frames, config.data.size, config.data.short_side = 4, 32, 32
@@ -158,6 +167,22 @@ def get_config(arg=""):
         config.model.fusion_layer = 1
         config.compute.dtype = "float32"
         config.checkpoint.every_steps = config.log.every_steps = 2
-    elif arg:
-        raise ValueError(f"there is no variant {arg!r} of this config: use ':smoke'.")
     return config
+
+
+def chosen(arg):
+    """{word of VARIANTS: whether `arg`, words with commas between, names it}."""
+    words = ml_collections.ConfigDict(dict.fromkeys(" ".join(VARIANTS).split(), False))
+    for word in filter(None, arg.split(",")):
+        try:
+            words[word] = words[word] or True
+        except KeyError as error:
+            hint = " ".join(error.args[0].splitlines()[1:])  # did you mean …?
+            raise ValueError(
+                f"there is no variant {word!r} of this config. {hint} It has "
+                f"{', '.join(words)}, or several with commas between."
+            ) from None
+    for group in VARIANTS:
+        if sum(words[word] for word in group.split()) > 1:
+            raise ValueError(f"of the variants {group.replace(' ', ', ')} take one.")
+    return words

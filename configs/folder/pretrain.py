@@ -5,13 +5,18 @@
 
 MY_FOLDER holds video files, flat or in one sub-folder for each class, or is a CSV. The
 sound of a sample is centred on its frames, so that long videos fit as well as short
-ones. No expected result: the data are yours. `:smoke` is a run of seconds on a CPU.
+ones. No expected result: the data are yours. Variants: `:audio`, `:video`, one modality
+alone; `:smoke` (`:audio,smoke`), a run of seconds on a CPU.
 """
 
 import ml_collections
 
+# Words of `--config=FILE:word,word`; of those in one string at most one.
+VARIANTS = ("audio video", "smoke")
+
 
 def get_config(arg=""):
+    words = chosen(arg)
     config = ml_collections.ConfigDict()
     config.trainer = "pretrain"
     config.mode = "train"
@@ -146,7 +151,11 @@ def get_config(arg=""):
         allow_unused=(),
     )
 
-    if arg == "smoke":
+    if words.audio:
+        config.modalities = ("spectrogram",)
+    if words.video:
+        config.modalities = ("rgb",)
+    if words.smoke:
         config.steps = 4
         config.batch_size = config.eval.batch_size = 4
         config.data.num_frames, config.data.size, config.data.short_side = 4, 32, 32
@@ -159,6 +168,22 @@ def get_config(arg=""):
         config.compute.dtype = "float32"
         config.checkpoint.every_steps = config.log.every_steps = 2
         config.log.pictures = 1
-    elif arg:
-        raise ValueError(f"there is no variant {arg!r} of this config: use ':smoke'.")
     return config
+
+
+def chosen(arg):
+    """{word of VARIANTS: whether `arg`, words with commas between, names it}."""
+    words = ml_collections.ConfigDict(dict.fromkeys(" ".join(VARIANTS).split(), False))
+    for word in filter(None, arg.split(",")):
+        try:
+            words[word] = words[word] or True
+        except KeyError as error:
+            hint = " ".join(error.args[0].splitlines()[1:])  # did you mean …?
+            raise ValueError(
+                f"there is no variant {word!r} of this config. {hint} It has "
+                f"{', '.join(words)}, or several with commas between."
+            ) from None
+    for group in VARIANTS:
+        if sum(words[word] for word in group.split()) > 1:
+            raise ValueError(f"of the variants {group.replace(' ', ', ')} take one.")
+    return words

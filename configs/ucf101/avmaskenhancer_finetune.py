@@ -23,8 +23,12 @@ size. `:smoke` (`:k400,smoke`) is a run of seconds on a CPU.
 
 import ml_collections
 
+# Words of `--config=FILE:word,word`; of those in one string at most one.
+VARIANTS = ("scratch pretrained k400", "smoke")
+
 
 def get_config(arg=""):
+    words = chosen(arg)
     config = ml_collections.ConfigDict()
     config.trainer = "finetune"
     config.mode = "train"
@@ -165,17 +169,11 @@ def get_config(arg=""):
         allow_unused=(),
     )
 
-    words = arg.split(",") if arg else []
-    if unknown := set(words) - {"scratch", "pretrained", "k400", "smoke"}:
-        raise ValueError(
-            f"there is no variant {min(unknown)!r} of this config: use ':scratch', "
-            "':pretrained', ':k400', ':smoke', or two with a comma between."
-        )
-    if "pretrained" in words:
+    if words.pretrained:
         config.init_from.checkpoint_path = "runs/avmaskenhancer"
-    if "k400" in words:
+    if words.k400:
         config.init_from.checkpoint_path = "checkpoint.pth"
-    if "smoke" in words:
+    if words.smoke:
         config.steps = 4
         config.batch_size = config.eval.batch_size = 4
         config.data.num_frames, config.data.size, config.data.short_side = 4, 32, 32
@@ -189,3 +187,21 @@ def get_config(arg=""):
         config.compute.dtype = "float32"
         config.checkpoint.every_steps = config.log.every_steps = 2
     return config
+
+
+def chosen(arg):
+    """{word of VARIANTS: whether `arg`, words with commas between, names it}."""
+    words = ml_collections.ConfigDict(dict.fromkeys(" ".join(VARIANTS).split(), False))
+    for word in filter(None, arg.split(",")):
+        try:
+            words[word] = words[word] or True
+        except KeyError as error:
+            hint = " ".join(error.args[0].splitlines()[1:])  # did you mean …?
+            raise ValueError(
+                f"there is no variant {word!r} of this config. {hint} It has "
+                f"{', '.join(words)}, or several with commas between."
+            ) from None
+    for group in VARIANTS:
+        if sum(words[word] for word in group.split()) > 1:
+            raise ValueError(f"of the variants {group.replace(' ', ', ')} take one.")
+    return words

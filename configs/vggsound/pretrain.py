@@ -190,11 +190,10 @@ def chosen(arg):
         try:
             words[word] = words[word] or True
         except KeyError as error:
-            hint = " ".join(error.args[0].splitlines()[1:])  # did you mean …?
-            raise ValueError(
-                f"there is no variant {word!r} of this config. {hint} It has "
-                f"{', '.join(words)}, or several with commas between."
-            ) from None
+            near = error.args[0].splitlines()[1:]  # did you mean …?
+            text = [f"there is no variant {word!r} of this config.", *near]
+            text.append(f"It has {', '.join(words)} (several with commas).")
+            raise ValueError(" ".join(text)) from None
     for group in VARIANTS:
         if sum(words[word] for word in group.split()) > 1:
             raise ValueError(f"of the variants {group.replace(' ', ', ')} take one.")

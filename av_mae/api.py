@@ -7,11 +7,13 @@
     model.reconstruct(clip, ratio=0.9)       # frames, spectrograms, masks, errors
     model.attention(clip)                    # where it looks, when it listens
 
-Each takes a clip, the path of a file, or a list of them. With `every=SECONDS` a clip is
+Each takes a clip, the path of a file, or a list of them (`predict` and `features` an
+iterator too, and then give one). With `every=SECONDS` a clip is
 seen in windows, of which the answers are averaged or, with `average=False`, given one
 by one. Programs are compiled once for a shape: a clip alone, or a batch of several.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -197,7 +199,7 @@ class Model:
         {head: logits} with several heads. Compiles once for a shape. Raises ConfigError
         for an autoencoder, which has none.
         """
-        self._check_trainer("finetune")
+        self.check_classifier()
         inputs = {k: batch[k] for k in batch if k not in ("label", "index", "valid")}
         found = self._predict(self._device_params, inputs, jax.random.key(0))
         return jax.tree.map(np.asarray, found)
@@ -218,7 +220,7 @@ class Model:
         with `every`, the mean over the windows, False for a Prediction of each. Several
         heads: {head: Prediction}. Raises ConfigError for an autoencoder.
         """
-        self._check_trainer("finetune")
+        self.check_classifier()
         compute = lambda params, batch: self._predict(params, batch, jax.random.key(0))
         make = functools.partial(self._prediction, top)
         return self._each(source, modalities, every, average, None, compute, make)
@@ -409,7 +411,7 @@ class Model:
         statistics of the masked patches, not by those of the visible ones. Raises
         ConfigError for a classifier.
         """
-        self._check_trainer("pretrain")
+        self.check_autoencoder()
         if _is_list(source):
             each = dict(ratio=ratio, seed=seed, mask=mask, start=start, oracle=oracle)
             return [self.reconstruct(x, modalities=modalities, **each) for x in source]
@@ -438,18 +440,21 @@ class Model:
     def _device_params(self):
         return jax.device_put(self.params)
 
-    def _check_trainer(self, wanted: str):
-        if self.config.trainer == wanted:
-            return
-        if wanted == "finetune":
+    def check_classifier(self):
+        """Raises ConfigError for a model without classes."""
+        if self.config.trainer != "finetune":
             raise ConfigError(
                 "this model is an autoencoder (trainer is 'pretrain') and has no "
                 "classes: finetune it, or load a finetuned one."
             )
-        raise ConfigError(
-            "this model is a classifier (trainer is 'finetune') and has no decoder: "
-            "load the pretrained one to reconstruct."
-        )
+
+    def check_autoencoder(self):
+        """Raises ConfigError for a model without a decoder."""
+        if self.config.trainer != "pretrain":
+            raise ConfigError(
+                "this model is a classifier (trainer is 'finetune') and has no "
+                "decoder: load the pretrained one to reconstruct."
+            )
 
     def _window(self, source: Source, start: float | None) -> Clip:
         """The clip, or the window of it that begins at `start`."""
@@ -460,11 +465,18 @@ class Model:
             return source.cut(start, end)
         return self.read(source, start, end)
 
-    def _each(self, source, modalities, every, average, views, compute, make):
+    def _each(self, source, *how):
+        """The results of `_stream`: one, a list, or (of an iterator) an iterator."""
+        if isinstance(source, Iterator):
+            return self._stream(source, *how)
+        results = list(self._stream(source if _is_list(source) else [source], *how))
+        return results if _is_list(source) else results[0]
+
+    def _stream(
+        self, sources, modalities, every, average, views, compute, make
+    ) -> Iterator:
         """`make` of what `compute` says of each clip, or of each window of it."""
-        several = _is_list(source)
-        sources = list(source) if several else [source]
-        rows, facts = self.rows(1 if every is not None else views), []
+        rows, facts = self.rows(1 if every is not None else views), collections.deque()
 
         def parts():
             for number, one in enumerate(sources):
@@ -473,16 +485,14 @@ class Model:
                     facts.append((number, used, clip.start, clip.start + clip.seconds))
                     yield rows.of(clip, modalities)
 
-        found: list[list] = [[] for _ in sources]
         answers = self._by_batches(parts(), compute)
-        for i, answer in enumerate(answers):
-            number, *rest = facts[i]
-            found[number].append((answer, *rest))
-        if every is not None and not average:
-            results = [[make(*part) for part in one] for one in found]
-        else:
-            results = [make(*_mean(one)) for one in found]
-        return results if several else results[0]
+        told = ((facts.popleft(), answer) for answer in answers)
+        for _, group in itertools.groupby(told, key=lambda pair: pair[0][0]):
+            one = [(answer, *fact[1:]) for fact, answer in group]
+            if every is not None and not average:
+                yield [make(*part) for part in one]
+            else:
+                yield make(*_mean(one))
 
     def _by_batches(self, rows: Iterable[dict], compute) -> Iterator:
         """What `compute` says of each row; a row alone, or BATCH of them at once."""

@@ -8,6 +8,7 @@ record's H.264; `Rows` makes of it what the data pipeline gives in evaluation, b
 pipeline's own code.
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,10 +18,9 @@ import numpy as np
 from jaxtyping import Float, Int16, UInt8
 
 from av_mae import MODALITIES, ConfigError, inputs
-from data import MediaError, media, pipeline
+from data import ManifestError, MediaError, manifest, media, pipeline
 
 MOST_BYTES = 4 << 30  # of pictures in memory at once; longer files want windows
-EDGE = 1e-6  # seconds that rounding may cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +118,28 @@ def read_clip(
         start=start or 0.0,
         problems=tuple(found.problems),
     )
+
+
+def listed(sources: Iterable[Path | str]) -> list[manifest.Row]:
+    """The clips of files, folders and CSVs, with their ids and labels.
+
+    A folder is walked as `data.prepare` does; the id of a file is the path as given.
+    Raises ManifestError where a folder or CSV is no usable list of clips, or where two
+    clips have one id.
+    """
+    rows = []
+    for source in map(Path, sources):
+        if source.is_dir() or source.suffix.lower() == ".csv":
+            rows += manifest.read(source).rows
+        else:
+            rows.append(manifest.Row(source, source.as_posix()))
+    count = collections.Counter(row.id for row in rows)
+    twice = [name for name, times in count.items() if times > 1]
+    if twice:
+        raise ManifestError(
+            f"{twice[0]} comes twice: give folders whose clips have different names."
+        )
+    return rows
 
 
 # Windows.

@@ -267,14 +267,93 @@ def write(pictures: Pictures, directory: Path | str, step: int) -> list[Path]:
         paths.append(directory / f"{step:07d}-{name}.png")
         Image.fromarray(image).save(paths[-1])
     for name, film in pictures.films.items():
-        paths.append(directory / f"{step:07d}-{name}.gif")
-        frames = _one_palette(film)
-        duration = round(1000 / pictures.fps)
-        frames[0].save(
-            paths[-1],
-            save_all=True,
-            append_images=frames[1:],
-            duration=duration,
-            loop=0,
+        paths.append(
+            write_gif(film, directory / f"{step:07d}-{name}.gif", pictures.fps)
         )
     return paths
+
+
+def write_gif(film: UInt8[np.ndarray, "t h w 3"], path: Path, fps: float) -> Path:
+    """Write a film that begins again at its end; return its path."""
+    frames = _one_palette(film)
+    options = dict(duration=round(1000 / fps), loop=0, save_all=True)
+    frames[0].save(path, append_images=frames[1:], **options)
+    return path
+
+
+# Pieces of pictures.
+
+
+def log_mel_picture(
+    log_mel: Float[np.ndarray, "t f"], low: float, high: float
+) -> UInt8[np.ndarray, "f t 3"]:
+    """A log-mel from black (low) to light (high), NaN grey; low frequencies below."""
+    picture = colours((log_mel - low) / max(high - low, 1e-6))
+    picture[np.isnan(log_mel)] = GREY
+    return np.flip(picture.swapaxes(0, 1), axis=0)
+
+
+def to_size(image: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> np.ndarray:
+    """A picture scaled by repeating pixels, as patches are to be seen."""
+    size = (width, height)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.NEAREST))
+
+
+def heat(
+    image: UInt8[np.ndarray, "h w 3"], values: Float[np.ndarray, "i j"], highest: float
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A grey picture under colours of `values` (0 to `highest`), scaled to its size."""
+    size = image.shape[1::-1]
+    scaled = Image.fromarray(np.float32(values / max(highest, 1e-12)))
+    strength = np.asarray(scaled.resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
+    grey = image.mean(axis=-1, keepdims=True) * 0.6
+    share = 0.25 + 0.75 * strength[..., None]
+    mixed = grey * (1 - share) + colours(strength).astype(np.float32) * share
+    return np.round(np.where(strength[..., None] > 0.02, mixed, grey)).astype(
+        np.uint8
+    ) + np.zeros(3, np.uint8)
+
+
+def with_cursor(image: UInt8[np.ndarray, "h w 3"], place: float) -> np.ndarray:
+    """The picture with a white line at a share (0 to 1) of its width."""
+    width = image.shape[1]
+    marked, thick = image.copy(), max(1, width // 160)
+    left = min(int(place * width), width - thick)
+    if 0 <= place <= 1:
+        marked[:, left : left + thick] = 255
+    return marked
+
+
+def curve(
+    values: Float[np.ndarray, " n"], height: int, width: int, highest: float
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Values (0 to `highest`) as bars that fill the width, from left to right."""
+    canvas = Image.new("RGB", (width, height), PAPER)
+    draw, colour = ImageDraw.Draw(canvas), tuple(COLOURS[4].astype(int).tolist())
+    for i, value in enumerate(values / max(highest, 1e-12)):
+        left, right = i * width // len(values), (i + 1) * width // len(values) - 1
+        top = height - 1 - round(min(float(value), 1) * (height - 2))
+        draw.rectangle((left, top, max(left, right), height - 1), fill=colour)
+    return np.asarray(canvas)
+
+
+def below(
+    images: Sequence[UInt8[np.ndarray, "_h _w 3"]], caption: str = ""
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Pictures under one another, each at the left, and a line of text below them."""
+    size = 16
+    font = ImageFont.load_default(size=size)
+    lines = caption.splitlines()
+    wide = [math.ceil(font.getlength(line)) + size for line in lines]
+    width = max([image.shape[1] for image in images] + wide)
+    height = sum(image.shape[0] for image in images)
+    text = (len(lines) * size * 5 // 4 + size) if lines else 0
+    # Even sides: H.264 wants them.
+    shape = (width + width % 2, height + text + (height + text) % 2)
+    canvas, top = Image.new("RGB", shape, PAPER), 0
+    for image in images:
+        canvas.paste(Image.fromarray(image), (0, top))
+        top += image.shape[0]
+    draw = ImageDraw.Draw(canvas)
+    draw.multiline_text((size // 2, top + size // 4), caption, INK, font)
+    return np.asarray(canvas)

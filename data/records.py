@@ -149,9 +149,10 @@ def encode(
         clip: its frames may be an iterator: each is encoded as it comes.
         id: the clip's name in the data set.
         labels: class numbers.
-        facts: more about where the clip comes from; `clip.source`, `clip.problems`, the
-            loudness `rms_dbfs` (None: no sound, or all zeros), `silent` (there is sound,
-            all zeros) and `short_sound` (shorter than half the picture) are added.
+        facts: more about where the clip comes from; added are `clip.source`,
+            `clip.problems`, the loudness `rms_dbfs` (None: no sound, or all zeros),
+            `silent` (there is sound, all zeros) and `short_sound` (shorter than half
+            the picture).
         frames: how the picture is stored, "h264" (even sizes) or "jpeg".
     """
     fields = dict(id=id.encode(), labels=[int(label) for label in labels])
@@ -516,24 +517,29 @@ class Records:
 
     def __getitem__(self, number: int) -> bytes:
         """The payload of record `number`; RecordError where it is damaged."""
-        number = number.__index__()
+        path, place = self._place(number.__index__())
+        why = "nothing is there"
+        try:
+            if payload := self._reader(path).read([place])[0]:
+                return payload
+        except (RuntimeError, IndexError) as error:
+            why = " ".join(str(error).split())
+        raise RecordError(
+            f"{path}: record {place} ({self.index[number]['id']}) cannot be read "
+            f"({why}); copy or prepare the data set again."
+        )
+
+    def _place(self, number: int) -> tuple[Path, int]:
+        """The shard of record `number`, and its place there."""
         if not 0 <= number < len(self):
             raise IndexError(f"record {number} of {len(self)}")
         shard = bisect.bisect_right(self._ends, number)
-        place = number - (self._ends[shard - 1] if shard else 0)
-        path = self.shard_path(shard)
-        try:
-            return self._reader(path).read([place])[0]
-        except (RuntimeError, IndexError) as error:
-            raise RecordError(
-                f"{path}: record {place} ({self.index[number]['id']}) cannot be read "
-                f"({' '.join(str(error).split())}); copy or prepare the data set again."
-            ) from None
+        return self.shard_path(shard), number - (self._ends[shard - 1] if shard else 0)
 
     def record(self, number: int) -> Record:
-        """Record `number`, whose errors name the data set, the split and the number."""
-        where = f"{self.folder}: record {number} of {self.split}"
-        return Record(self[number], where)
+        """Record `number`, whose errors name its file and its place there."""
+        payload, (path, place) = self[number], self._place(number)
+        return Record(payload, f"{path}: record {place}")
 
     def shard_path(self, shard: int) -> Path:
         return self.folder / shard_name(

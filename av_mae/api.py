@@ -7,8 +7,7 @@
     model.reconstruct(clip, ratio=0.9)       # frames, spectrograms, masks, errors
     model.attention(clip)                    # where it looks, when it listens
 
-Each takes a clip, the path of a file, or a list of them (`predict` and `features` an
-iterator too, and then give one). With `every=SECONDS` a clip is
+Each takes a clip, the path of a file, or a list of them. With `every=SECONDS` a clip is
 seen in windows, of which the answers are averaged or, with `average=False`, given one
 by one. Programs are compiled once for a shape: a clip alone, or a batch of several.
 """
@@ -28,6 +27,7 @@ from ml_collections import ConfigDict
 
 from av_mae import (
     ConfigError,
+    UserError,
     checkpoints,
     classifier,
     clips,
@@ -43,13 +43,15 @@ from av_mae import reconstruction as reconstructions
 from av_mae import run as runs
 from av_mae.clips import Clip
 from av_mae.transformer import size_of
+from data import DataError
 
 log = logging.getLogger(__name__)
 
 BATCH = 8  # rows of a program for several clips or windows
 SHORT_SIDE = 256  # pixels, to which `data.prepare` shrinks
 
-Source = Clip | Path | str
+# A clip, the path of a file, or a function that reads a clip when its turn comes.
+Source = Clip | Path | str | Callable[[], Clip]
 
 
 class Prediction(list):
@@ -182,6 +184,8 @@ class Model:
 
     def _parts(self, source: Source, every: float | None) -> Iterator[Clip]:
         """The clip itself, or its windows."""
+        if callable(source):
+            source = source()
         if every is not None:
             yield from self.windows(source, every)
         else:
@@ -280,6 +284,28 @@ class Model:
         modalities used, with `none` all their tokens, and where widths differ they are
         side by side; other arguments as of `predict`.
         """
+        return self._each(source, *self._how(layer, pool, modalities, every, average))
+
+    def stream_features(
+        self,
+        sources: Iterable[Source],
+        layer: int = -1,
+        pool: str = "mean",
+        modalities: Sequence[str] | None = None,
+        every: float | None = None,
+        failed: Callable[[int, Exception], None] | None = None,
+    ) -> Iterator[tuple[int, Features | list[Features]]]:
+        """(number of the source, its Features) as they come, BATCH clips in memory.
+
+        With `every` a list of Features, one a window. failed: is told of a source that
+        cannot be read, which is then left out; None: the error is raised. Other
+        arguments as of `features`.
+        """
+        how = self._how(layer, pool, modalities, every, False)
+        return self._stream(sources, *how, failed)
+
+    def _how(self, layer: int, pool: str, modalities, every, average: bool) -> tuple:
+        """What `_stream` wants to know to give features."""
         number = representation.layer_number(self._config, layer)
         compute = self._encode(number, pool)
         views = 1 if pool == "none" else None
@@ -290,7 +316,7 @@ class Model:
             result.used, result.start, result.end = used, start, end
             return result
 
-        return self._each(source, modalities, every, average, views, compute, make)
+        return modalities, every, average, views, compute, make
 
     @functools.cached_property
     def _encode(self):
@@ -459,40 +485,65 @@ class Model:
     def _window(self, source: Source, start: float | None) -> Clip:
         """The clip, or the window of it that begins at `start`."""
         if start is None:
-            return source if isinstance(source, Clip) else self.read(source)
+            return next(self._parts(source, None))
         end = start + self.window_seconds
         if isinstance(source, Clip):
             return source.cut(start, end)
         return self.read(source, start, end)
 
     def _each(self, source, *how):
-        """The results of `_stream`: one, a list, or (of an iterator) an iterator."""
-        if isinstance(source, Iterator):
-            return self._stream(source, *how)
-        results = list(self._stream(source if _is_list(source) else [source], *how))
-        return results if _is_list(source) else results[0]
+        """The results of `_stream`: one, or a list of them."""
+        several = _is_list(source)
+        found = [x for _, x in self._stream(source if several else [source], *how)]
+        return found if several else found[0]
 
     def _stream(
-        self, sources, modalities, every, average, views, compute, make
-    ) -> Iterator:
-        """`make` of what `compute` says of each clip, or of each window of it."""
+        self, sources, modalities, every, average, views, compute, make, failed=None
+    ) -> Iterator[tuple[int, Any]]:
+        """(number of the source, `make` of what `compute` says of it or its windows).
+
+        failed(number, error) is called for a source that cannot be read; None: raised.
+        """
         rows, facts = self.rows(1 if every is not None else views), collections.deque()
+        bad = set()
 
         def parts():
             for number, one in enumerate(sources):
-                for clip in self._parts(one, every):
-                    used = rows.used(clip, modalities)
-                    facts.append((number, used, clip.start, clip.start + clip.seconds))
-                    yield rows.of(clip, modalities)
+                try:
+                    for clip, used in self._usable(rows, one, modalities, every):
+                        end = clip.start + clip.seconds
+                        facts.append((number, used, clip.start, end))
+                        yield rows.of(clip, modalities)
+                except (UserError, DataError) as error:
+                    if failed is None:
+                        raise
+                    bad.add(number)
+                    failed(number, error)
 
         answers = self._by_batches(parts(), compute)
         told = ((facts.popleft(), answer) for answer in answers)
-        for _, group in itertools.groupby(told, key=lambda pair: pair[0][0]):
+        for number, group in itertools.groupby(told, key=lambda pair: pair[0][0]):
             one = [(answer, *fact[1:]) for fact, answer in group]
+            if number in bad:  # it failed in the middle
+                continue
             if every is not None and not average:
-                yield [make(*part) for part in one]
+                yield number, [make(*part) for part in one]
             else:
-                yield make(*_mean(one))
+                yield number, make(*_mean(one))
+
+    def _usable(self, rows, source: Source, modalities, every) -> Iterator[tuple]:
+        """(clip, modalities used) of the clip, or of its windows that have some."""
+        lacking, some = None, False
+        for clip in self._parts(source, every):
+            try:
+                used = rows.used(clip, modalities)
+            except ConfigError as error:
+                lacking = error
+                continue
+            some = True
+            yield clip, used
+        if not some:
+            raise lacking
 
     def _by_batches(self, rows: Iterable[dict], compute) -> Iterator:
         """What `compute` says of each row; a row alone, or BATCH of them at once."""
@@ -510,7 +561,7 @@ class Model:
 
 
 def _is_list(source) -> bool:
-    return not isinstance(source, Clip | Path | str)
+    return not (isinstance(source, Clip | Path | str) or callable(source))
 
 
 def _mean(parts: list[tuple]) -> tuple:

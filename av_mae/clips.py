@@ -233,11 +233,10 @@ class Rows:
             settings.views, settings.crops = views, 1
         self._evaluation = pipeline.Evaluation(settings, self.modalities, sample_rate)
 
-    def used(self, clip: Clip, modalities: Sequence[str] | None = None):
-        """Those modalities that the model knows, the clip has and the user wants.
+    def wanted(self, modalities: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Those that the user wants, None for all that the model knows.
 
-        Raises ConfigError for a modality that the model does not know, and where none
-        is left.
+        Raises ConfigError for a modality that the model does not know.
         """
         wanted = self.modalities if modalities is None else tuple(modalities)
         if unknown := set(wanted) - set(self.modalities):
@@ -245,6 +244,14 @@ class Rows:
                 f"modalities has {', '.join(sorted(unknown))}, but the model knows "
                 f"{', '.join(self.modalities)}: choose among those."
             )
+        return wanted
+
+    def used(self, clip: Clip, modalities: Sequence[str] | None = None):
+        """Those modalities that the model knows, the clip has and the user wants.
+
+        Raises ConfigError where none is left.
+        """
+        wanted = self.wanted(modalities)
         has = {"rgb": clip.has_rgb, "spectrogram": clip.has_audio}
         used = tuple(m for m in MODALITIES if m in wanted and has[m])
         if not used:

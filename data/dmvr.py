@@ -52,6 +52,7 @@ from data.records import SequenceExample, encode_jpeg, make_final
 FORMAT = 2  # of the kept lists
 LABELS, TEXTS = "clip/label/index", "clip/label/text"
 NAMES = ("clip/data_path", "video/filename", "clip/media_id", "example/video_id")
+FACTS = "clip/facts"  # JSON, ours
 TIMES = ("clip/start/timestamp", "clip/end/timestamp")  # int64, microseconds
 FRAME_RATE, SAMPLE_RATE = "image/frame_rate", "WAVEFORM/feature/sample_rate"
 PICTURE, SOUND, LOG_MEL = (
@@ -181,23 +182,53 @@ def encode(
         labels: class numbers, whose names are looked up in `label_names`.
         log_mel: rows of a log-mel spectrogram, float32 [t f], stored a row an entry.
     """
+    frames = () if clip.frames is None else clip.frames
+    jpegs = [encode_jpeg(frame) for frame in frames]
+    sequence = _sequence(id, labels, label_names, jpegs, clip)
+    rows = sequence.feature_lists.feature_list[LOG_MEL]
+    for row in () if log_mel is None else log_mel:
+        rows.feature.add().float_list.value.extend(row)
+    return sequence.SerializeToString(deterministic=True)
+
+
+def from_record(record, label_names: Sequence[str]) -> bytes:
+    """A `data.records.Record` as a serialized `tf.train.SequenceExample`.
+
+    JPEGs are passed on as they are, others made of its frames; sound stays the same to
+    the bit; `facts` of the source go to the context as JSON.
+    """
+    jpegs = record.encoded_frames()
+    clip = Clip(None, record.fps, None, record.sample_rate)
+    clip.waveform = record.waveform() if record.has_audio else None
+    if not jpegs and record.has_rgb:
+        jpegs = [encode_jpeg(x) for x in record.frames(range(record.num_frames))]
+    sequence = _sequence(record.id, record.labels, label_names, jpegs, clip)
+    facts = json.dumps(record.facts, sort_keys=True).encode()
+    sequence.context.feature[FACTS].bytes_list.value.append(facts)
+    return sequence.SerializeToString(deterministic=True)
+
+
+def _sequence(id, labels, label_names, jpegs, clip):
     sequence = SequenceExample()
     context, lists = sequence.context.feature, sequence.feature_lists.feature_list
     context[NAMES[0]].bytes_list.value.append(id.encode())
     context[LABELS].int64_list.value.extend(labels)
     texts = [label_names[label].encode() for label in labels]
     context[TEXTS].bytes_list.value.extend(texts)
-    for frame in () if clip.frames is None else clip.frames:
-        lists[PICTURE].feature.add().bytes_list.value.append(encode_jpeg(frame))
-    if PICTURE in lists:
+    for jpeg in jpegs:
+        lists[PICTURE].feature.add().bytes_list.value.append(jpeg)
+    if jpegs:
         context[FRAME_RATE].float_list.value.append(clip.fps)
     if clip.waveform is not None:
         context[SAMPLE_RATE].float_list.value.append(clip.sample_rate)
         samples = clip.waveform.astype(np.float32) / 32768
         lists[SOUND].feature.add().float_list.value.extend(samples)
-    for row in () if log_mel is None else log_mel:
-        lists[LOG_MEL].feature.add().float_list.value.extend(row)
-    return sequence.SerializeToString(deterministic=True)
+    return sequence
+
+
+def shard_name(split: str, shard: int, shards: int) -> str:
+    """The file name of shard `shard` of `shards`: `DIR/SPLIT.tfrecord@SHARDS`."""
+    return f"{split}.tfrecord-{shard:05d}-of-{shards:05d}"
 
 
 class Entry(NamedTuple):

@@ -371,6 +371,10 @@ class Record:
             raise self._damaged("picture", f"frame {min(places)} is missing")
         return out
 
+    def encoded_frames(self) -> list[bytes]:
+        """The JPEGs of a picture that is stored so; else nothing."""
+        return list(self._fields["jpeg"])
+
     def _decode_h264(self, wanted: list[int]):
         """(index, uint8 [h w 3]) of each wanted frame; `wanted` is sorted."""
         if not wanted:

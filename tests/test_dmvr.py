@@ -17,7 +17,7 @@ import parity
 import pytest
 from PIL import Image
 
-from data import Clip, ConfigError, RecordError, dmvr, pipeline
+from data import Clip, ConfigError, RecordError, dmvr, pipeline, records
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 FIXTURES = SHARED / "fixtures/scenic/data"
@@ -553,3 +553,30 @@ def test_no_tensorflow_is_needed(tmp_path):
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True
     )
     assert run.stdout.strip() == "(1, 16, 24, 3) 800", run.stderr
+
+
+def test_a_prepared_record_becomes_one_of_dmvr_without_loss(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 16, 24, 3), np.uint8)
+    clip = Clip(pictures, 12.5, make_clip(0).waveform, RATE)
+    payload = records.encode(clip, "a.mp4", (2,), dict(file="a.mp4"), "jpeg")
+    jpeg = records.Record(payload)
+    h264 = records.Record(records.encode(clip, "b.mp4", ()))
+    mute = records.Record(records.encode(Clip(pictures, 12.5, None), "c.mp4", (0,)))
+    made = [dmvr.from_record(record, NAMES) for record in (jpeg, h264, mute)]
+    path = tmp_path / dmvr.shard_name("train", 0, 1)
+    dmvr.write_shard(path, made)
+    again = dmvr.Records(f"{tmp_path}/{{split}}.tfrecord@1", "train")
+    assert [entry["has_audio"] for entry in again.index] == [True, True, False]
+    for i, record in enumerate((jpeg, h264, mute)):
+        other = again.record(i)
+        assert (other.id, other.labels, other.fps) == (record.id, record.labels, 12.5)
+        assert other.num_frames == 5
+        np.testing.assert_array_equal(other.waveform(), record.waveform())
+    every = range(5)
+    np.testing.assert_array_equal(again.record(0).frames(every), jpeg.frames(every))
+    error = again.record(1).frames(every).astype(int) - h264.frames(every)
+    assert np.abs(error).mean() < 12  # noise of single pixels is the worst for a JPEG
+    context = dmvr.SequenceExample.FromString(made[0]).context.feature
+    facts = json.loads(context[dmvr.FACTS].bytes_list.value[0])
+    assert facts == jpeg.facts and facts["file"] == "a.mp4"
+    assert context[dmvr.TEXTS].bytes_list.value == [b"owl"]

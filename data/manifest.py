@@ -136,6 +136,16 @@ def _files(folder: Path) -> Iterator[str]:
             yield Path(os.path.relpath(os.path.join(place, name), folder)).as_posix()
 
 
+def media_files(folder: Path) -> list[str]:
+    """POSIX paths of the media files below a folder, hidden ones passed over."""
+    return [relative for relative in _files(folder) if _is_media(relative)]
+
+
+def has_picture(name: str) -> bool:
+    """Whether the suffix of a media file is one of pictures, not of sound alone."""
+    return os.path.splitext(name)[1].lower()[1:] in PICTURE_SUFFIXES.split()
+
+
 def _is_media(relative: str) -> bool:
     name = relative.rsplit("/", 1)[-1]
     return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -257,63 +256,11 @@ def test_the_order_of_records_does_not_depend_on_the_shards(tmp_path, monkeypatc
     for size in (1, 7, 1000):
         monkeypatch.setattr(prepare, "CLIPS_PER_SHARD", size)
         settings = dict(split=dict(train=1.0))
-        shards = prepare._plan(rows, settings, tmp_path / "set" / "1.0.0")["shards"]
+        found = manifest.Manifest(rows, [])
+        shards = prepare._plan(found, settings, tmp_path / "set" / "1.0.0")["shards"]
         assert len(shards) == -(-500 // size)
-        orders.append([row.id for shard in shards for row in shard.rows])
+        orders.append([job.row.id for shard in shards for job in shard.jobs])
     assert orders[0] == orders[1] == orders[2] != sorted(orders[0])
-
-
-# --------------------------------------------------------------------- workers
-
-
-class Quiet:
-    """Takes the counts of a run."""
-
-    def __init__(self):
-        self.outcomes = []
-
-    def count(self, outcome):
-        self.outcomes.append(outcome)
-
-
-def odd_work(job, beat):
-    """A worker's work: numbers in, bytes out, and some ways not to come to that."""
-    if job == 3:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if job == 5:
-        raise MemoryError("too much")
-    if job == 7:
-        time.sleep(60)
-    return b"%d" % job
-
-
-def test_dead_stalled_and_failing_workers_cost_their_clip_only(monkeypatch):
-    monkeypatch.setattr(prepare, "STALL", 6.0)
-    meter = Quiet()
-    outcomes = list(prepare.run_jobs(list(range(10)), 2, meter, odd_work))
-    assert [o.payload for i, o in enumerate(outcomes) if i not in (3, 5, 7)] == [
-        b"%d" % i for i in range(10) if i not in (3, 5, 7)
-    ]
-    assert [outcomes[i].payload for i in (3, 5, 7)] == [None, None, None]
-    assert outcomes[3].reason == "its worker process died (SIGSEGV)"
-    assert outcomes[5].reason == "MemoryError: too much"
-    assert outcomes[7].reason == "gave no new frame for 6 s and was stopped"
-    assert len(meter.outcomes) == 10
-
-
-def slow_work(job, beat):
-    """Takes longer than STALL, but shows that it lives."""
-    for _ in range(70):
-        time.sleep(0.1)
-        beat()
-    return b"done"
-
-
-@pytest.mark.slow
-def test_a_slow_worker_that_shows_signs_of_life_is_kept(monkeypatch):
-    monkeypatch.setattr(prepare, "STALL", 6.0)
-    outcomes = prepare.run_jobs([0], 1, Quiet(), slow_work)
-    assert [outcome.payload for outcome in outcomes] == [b"done"]
 
 
 # ------------------------------------------------------------------- the command
@@ -372,7 +319,7 @@ def test_help_shows_an_example(capsys):
         prepare.parse(["--help"])
     words = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
-    assert "example: python -m data.prepare ~/clips --out datasets/clips" in words
+    assert "examples: python -m data.prepare ~/clips --out datasets/clips" in words
 
 
 def test_errors_are_one_sentence_and_exit_2(tmp_path, capsys):

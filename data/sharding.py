@@ -8,11 +8,13 @@ bytes are the same every time.
 import contextlib
 import functools
 import json
+import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data import manifest, media, records, workers
+from data import DataError, manifest, media, records, workers
 
 CUT_SLACK = 1.0  # s by which a file that was cut already may be longer than its part
 
@@ -128,3 +130,22 @@ def _beating(frames: Iterable, beat: Callable) -> Iterator:
 @functools.lru_cache(maxsize=16)  # many clips may be cut from one file
 def _sha256(path: Path, size: int, time_ns: int) -> str:
     return records.checksum(path)["sha256"]
+
+
+def make_with_beam(shards: list[Shard]) -> None:
+    """Makes shards by an Apache Beam pipeline; BEAM_OPTIONS has the pipeline's options.
+
+    DataError where Beam is not installed. All machines must see the files.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise DataError(
+            "--runner beam needs Apache Beam, which is not installed; give "
+            "`pip install apache-beam`."
+        ) from None
+    options = PipelineOptions(shlex.split(os.environ.get("BEAM_OPTIONS", "")))
+    with beam.Pipeline(options=options) as pipeline:
+        listed = pipeline | beam.Create(shards) | beam.Reshuffle()
+        listed | beam.Map(make)

@@ -48,7 +48,7 @@ FORMAT = 1
 FOLDER = "checkpoints"
 
 FREE = re.compile(
-    r"(mode|steps|epochs|dry_run|workdir)"
+    r"(mode|steps|epochs|dry_run|workdir|nonfinite)"
     r"|(log|eval|checkpoint|parallel)\..*"
     r"|compute\.(?!accumulate$).*"
     r"|data\.(dir|threads|workers|cache)"
@@ -120,6 +120,14 @@ class Checkpoints:
                     "data.dir (their checksums differ): choose another --workdir."
                 )
             return
+
+    def describe(self, **meta: Any):
+        """Adds to what is stored beside the steps that are saved from now on."""
+        self._meta |= json.loads(json.dumps(meta))
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What is stored beside a step that `latest` found good."""
+        return _read_json(self.folder / str(step), "meta")
 
     def due(self, step: int) -> bool:
         """Whether `save` would save at this step without force."""

@@ -4,10 +4,11 @@ As MBT in Scenic's AV-MAE finetuning: each modality is pooled apart, one linear 
 serves them all, the training loss is the mean of the modalities' own losses, and at
 test the logits are averaged over the modalities that the clip has. VideoMAE puts a
 LayerNorm between pool and head. Clips with labels of several kinds (verb and noun) have
-a linear head for each, on the same features.
+a linear head for each, on the same features. An attentive probe (av_mae/probe.py) pools
+the tokens of all modalities together, and so has one row of logits, `joint`.
 
-Parameters: embed/<m>, encoder/<stack>/block_<i>, head_norm, representation, head or
-head_<name>.
+Parameters: embed/<m>, encoder/<stack>/block_<i>, attentive, head_norm, representation,
+head or head_<name>.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from av_mae import choose
 from av_mae.autoencoder import Embeddings, Patches, build_embeddings
@@ -29,7 +30,8 @@ from av_mae.fusion import (
     mean_over_present,
     settings_of,
 )
-from av_mae.transformer import dtype_of, size_of
+from av_mae.probe import TRAINED, AttentivePool
+from av_mae.transformer import block_options, size_of
 
 # One head's number of classes, or those of several heads by name.
 Classes = int | Mapping[str, int]
@@ -46,6 +48,9 @@ def highest(x: Float[Array, "b n d"]) -> Float[Array, "b d"]:
     index = jnp.argmax(x, axis=1, keepdims=True)  # b 1 d
     return jnp.take_along_axis(x, index, axis=1)[:, 0]
 
+
+# The features, and the logits, of all modalities together.
+JOINT = "joint"
 
 # `token` is the CLS token where the model has one (`model.cls_token`), else the first
 # patch's (VideoMAE without mean pooling). Scenic calls these gap, gmp, gsp and token.
@@ -78,11 +83,15 @@ class Classifier(nn.Module):
     """patches {m: [b n f]} → logits {m: [b k]} in float32.
 
     `heads` are pairs (name, classes). The name '' is a head alone, whose logits are an
-    array; the logits of several are dicts by name.
+    array; the logits of several are dicts by name. A model that is only probed
+    (`frozen`) encodes in training as it does at test; `attentive` pools its tokens
+    together instead of `pool`.
     """
 
     heads: tuple[tuple[str, int], ...]
     pool: str
+    frozen: bool
+    attentive: AttentivePool | None
     options: HeadOptions
     embed: Embeddings
     encoder: Fusion
@@ -101,8 +110,8 @@ class Classifier(nn.Module):
     def __call__(
         self, patches: Patches, present: Present = None, train: bool = False
     ) -> dict[str, Logits]:
-        encoded = self.encode(patches, present, train)
-        return self.classify(self.features(encoded), train)
+        encoded = self.encode(patches, present, train and not self.frozen)
+        return self.classify(self.features(encoded, present), train)
 
     def encode(
         self, patches: Patches, present: Present = None, train: bool = False
@@ -110,11 +119,17 @@ class Classifier(nn.Module):
         """The encoder's tokens of each modality, CLS token first where there is one."""
         return self.encoder(self.embed(patches), present, train)
 
-    def features(self, encoded: Tokens) -> dict[str, Float[Array, "b _d"]]:
+    def features(
+        self, encoded: Tokens, present: Present = None
+    ) -> dict[str, Float[Array, "b _d"]]:
         """What the heads see of each modality: pooled, normalised, float32."""
+        if self.attentive:
+            pooled = {JOINT: self.attentive(encoded, present)}
+        else:
+            pooled = {m: POOLS[self.pool](x) for m, x in encoded.items()}
         features = {}
-        for m, x in encoded.items():
-            x = POOLS[self.pool](x).astype(jnp.float32)
+        for m, x in pooled.items():
+            x = x.astype(jnp.float32)
             if self.options.norm:
                 x = self.head_norm(x)
             if self.options.representation:
@@ -146,10 +161,19 @@ def _head_init(scale: float):
 
 def combine(logits: Mapping[str, Logits], present: Present = None) -> Logits:
     """Logits of a clip: the mean over the modalities that it has."""
+    if present is not None:
+        present = {m: having(present, m) for m in logits}
     mean = lambda *each: mean_over_present(
         dict(zip(logits, each, strict=True)), present
     )
     return jax.tree.map(mean, *logits.values())
+
+
+def having(present: Present, m: str) -> Bool[Array, " b"] | None:
+    """Which clips have what the logits `m` come from; None where all do."""
+    if present is None:
+        return None
+    return jnp.stack(list(present.values())).any(axis=0) if m == JOINT else present[m]
 
 
 def heads_of(classes: Classes) -> tuple[tuple[str, int], ...]:
@@ -166,11 +190,17 @@ def build(config, classes: Classes) -> Classifier:
     """
     model = config.model
     size = size_of(model)
-    dtype = dtype_of(config.compute)
     choose("model.pool", model.pool, POOLS)
+    choose("probe", config.probe, TRAINED)
+    attentive = None
+    if config.probe == "attentive":
+        options = block_options(model, size.heads, size.mlp, config.compute)
+        attentive = AttentivePool(options)
     return Classifier(
         heads=heads_of(classes),
         pool=model.pool,
+        frozen=config.probe != "full",
+        attentive=attentive,
         options=HeadOptions(
             norm=model.head_norm,
             eps=model.head_eps,
@@ -179,14 +209,16 @@ def build(config, classes: Classes) -> Classifier:
             init=model.head_init,
         ),
         embed=build_embeddings(config),
-        encoder=build_encoder(model, size, dtype),
+        encoder=build_encoder(model, size, config.compute),
     )
 
 
 # Starting from a pretrained (or finetuned) model.
 
 # Parameters that a source need not have, and those of it that need not be used.
-ALWAYS_FRESH = (r"head(_\w+)?/.*", "representation/.*", "encoder/bottleneck")
+ALWAYS_FRESH = (
+    *(r"head(_\w+)?/.*", "representation/.*", "attentive/.*", "encoder/bottleneck"),
+)
 NEVER_USED = (*ALWAYS_FRESH, "decoder/.*", "decoder_embed/.*", "predict/.*")
 FINAL_NORMS = r"encoder/(\w+/)?norm/.*"
 
@@ -255,6 +287,8 @@ def expected_gaps(theirs, config) -> tuple[list[str], list[str]]:
         fresh.append("encoder/norm/.*")
     if _is(ours, "share_encoder"):
         unused.append("encoder/(rgb|spectrogram)/.*")
+    if config.probe != "full" and size_of(ours).depth < size_of(theirs.model).depth:
+        unused.append(r"encoder/(\w+/)?block_\d+/.*")  # a probe of an earlier layer
     # What one of the two models has, and the other has not.
     if not _is(theirs.model, "norm", True):
         fresh.append(FINAL_NORMS)

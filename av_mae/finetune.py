@@ -1,7 +1,7 @@
 """Finetuning as a classifier, read top to bottom: `train` runs it, `evaluate` tests it.
 
-Takes what `pretrain` takes. A clip's views are rows of one batch; at test its logits
-are the mean over its views, and over the modalities that it has.
+Takes what `pretrain` takes. A clip's views are rows of one batch. With `config.probe`
+the encoder stays as it is, and only what is behind it learns (av_mae/probe.py).
 """
 
 import contextlib
@@ -18,35 +18,32 @@ import numpy as np
 from av_mae import (
     STATISTICS,
     ConfigError,
+    caveats,
     choose,
     classifier,
+    evaluation,
     inputs,
     loop,
-    losses,
     maskenhancer,
-    metrics,
     mixing,
     parallel,
+    probe,
     update,
+    validate,
 )
 from av_mae import run as runs
 
 log = logging.getLogger(__name__)
 
-# objective.kind: the loss, and how the data pipeline gives the labels.
-LOSSES = {
-    "softmax": losses.softmax_cross_entropy,
-    "sigmoid": losses.sigmoid_cross_entropy,
-}
-LABELS = {"softmax": "class", "sigmoid": "multilabel"}
+LABELS = evaluation.LABELS
 
 
 def train(config, data: dict, workdir: Path) -> dict[str, float]:
     """Runs (or goes on with) the finetuning; returns the last evaluation's numbers."""
+    check(config)
+
     # Devices and steps.
     mesh = parallel.mesh(config.parallel.data, config.parallel.fsdp)
-    parallel.check_batch(config.batch_size, mesh)
-    parallel.check_batch(config.eval.batch_size, mesh, "eval.batch_size")
     clips = config.batch_size * config.compute.accumulate
     steps_per_epoch, total = loop.steps(config, data["train"].num_clips)
     eval_every = max(1, round(config.eval.every_epochs * steps_per_epoch))
@@ -55,18 +52,22 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
     model = build(config, num_classes(config, data["train"]))
     init_params = functools.partial(init, config, model)
     missing = data["train"].missing or data["eval"].missing
-    predict = make_predict(config, model, missing)
-    loss, measure = make_loss(config, predict), make_measure(config, predict, mesh)
+    loss = make_loss(config, make_predict(config, model, missing))
+    measures = make_measures(config, model, missing, mesh)
     put = functools.partial(parallel.put_batch, mesh=mesh)
+    measure = functools.partial(evaluation.run, config, measures)
 
     # Optimiser, state, step.
     shapes = jax.eval_shape(init_params, jax.random.key(0))
-    depth = model.encoder.depth
-    layers = dict(layer_of=functools.partial(layer_of, depth), num_layers=depth)
-    tx, schedule = runs.optimiser(config, steps_per_epoch, total, shapes, **layers)
-    run = runs.start(config, data, workdir, init_params, tx, mesh, source_of(config))
+    options = update.options_of(config, probe.TRAINED[config.probe])
+    tx, schedule = runs.optimiser(
+        *(config, steps_per_epoch, total, shapes, options.trained),
+        **layers_of(model),
+    )
+    source = source_of(config)
+    run = runs.start(config, data, workdir, init_params, tx, mesh, source, options)
     accumulate = config.compute.accumulate
-    step = update.make(loss, tx, schedule, accumulate, run.abstract, mesh)
+    step = update.make(loss, tx, schedule, accumulate, run.abstract, mesh, options)
 
     # The loop.
     state, results = run.state, {}
@@ -75,18 +76,18 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
     with run, contextlib.closing(batches):
         if run.step >= total:
             log.info("all %d steps are done; evaluating", total)
-            results = _evaluate(config, measure, run.state["params"], data["eval"], put)
+            results = measure(runs.weights(run.state), data["eval"], put)
         for done in range(run.step + 1, total + 1):
-            state, numbers = step(state, next(batches))
+            batch = next(batches)
+            state, numbers = step(state, batch)
             clock.ran(numbers)
-            run.watch(done, numbers)
+            run.watch(done, numbers, batch["index"])
             last = done == total
             if done % config.log.every_steps == 0 or last:
                 run.log(clock, total)
             if done % eval_every == 0 or last:
                 with clock.pause():
-                    params = state["params"]
-                    results = _evaluate(config, measure, params, data["eval"], put)
+                    results = measure(runs.weights(state), data["eval"], put)
                     run.report(done, results)
             stop = run.preemption.reached(done)
             if stop or last or run.due(done):
@@ -95,14 +96,20 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
             if stop:
                 log.info("stopped by SIGTERM after step %d; run again to go on", done)
                 break
+        else:
+            run.conclude(results)
     return results
 
 
 def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
     """Loss and accuracy of the newest checkpoint on `eval.split`."""
-    params, measure, put = _restored(config, data["eval"], workdir)
-    results = _evaluate(config, measure, params, data["eval"], put)
-    log.info("evaluation on %s: %s", config.eval.split, runs.text(results))
+    check(config)
+    split, dataset = config.eval.split, data["eval"]
+    weights, said, measures, put = _restored(config, dataset, workdir)
+    said += caveats.of_data(config, dataset, split)
+    log.info("evaluating %s%s", workdir, caveats.text(said))
+    results = evaluation.run(config, measures, weights, dataset, put)
+    log.info("evaluation on %s: %s%s", split, runs.text(results), caveats.text(said))
     return results
 
 
@@ -111,9 +118,10 @@ def predict_all(config, dataset, workdir: Path) -> tuple[Any, Any]:
 
     With several heads both are dicts by head.
     """
-    params, measure, put = _restored(config, dataset, workdir)
+    weights, _, measures, put = _restored(config, dataset, workdir)
+    measure = functools.partial(measures[""], weights[""])
     batches = dataset.evaluate(config.eval.batch_size)
-    rows = [jax.device_get(measure(params, put(batch))[1]) for batch in batches]
+    rows = [jax.device_get(measure(put(batch))[1]) for batch in batches]
     rows = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
     # Several processes put their clips behind one another; padding has index -1.
     order = np.argsort(rows["index"])[np.sum(~rows["valid"]) :]
@@ -121,14 +129,25 @@ def predict_all(config, dataset, workdir: Path) -> tuple[Any, Any]:
 
 
 def _restored(config, dataset, workdir: Path):
-    """(params, measure, put) of the newest checkpoint of the workdir."""
+    """(weights, caveats, measures, put) of the newest checkpoint of the workdir."""
     mesh = parallel.mesh(config.parallel.data, config.parallel.fsdp)
-    parallel.check_batch(config.eval.batch_size, mesh, "eval.batch_size")
     model = build(config, num_classes(config, dataset))
     init_params = functools.partial(init, config, model)
-    params = runs.params_of(config, workdir, init_params, mesh)
-    measure = make_measure(config, make_predict(config, model, dataset.missing), mesh)
-    return params, measure, functools.partial(parallel.put_batch, mesh=mesh)
+    names = dataset.label_names
+    weights, said = runs.params_of(config, workdir, init_params, mesh, names)
+    measures = make_measures(config, model, dataset.missing, mesh)
+    return weights, said, measures, functools.partial(parallel.put_batch, mesh=mesh)
+
+
+def check(config):
+    """Raises ConfigError for what can be seen to be wrong before anything is made."""
+    validate.common(config)
+    validate.finetuning(config)
+    evaluation.subsets(config)
+    choose("eval.average", config.eval.average, evaluation.AVERAGES)
+    choose("objective.kind", config.objective.kind, evaluation.LOSSES)
+    choose("probe", config.probe, probe.TRAINED)
+    build(config, dict(config.model.label_heads) or config.model.classes)
 
 
 # Models that are not the plain classifier, by `model.fusion`.
@@ -187,6 +206,12 @@ def init(config, model, rng: jax.Array) -> dict:
     return model.init(rng, patches)["params"]
 
 
+def layers_of(model) -> dict:
+    """What the optimiser's layer decay asks: each parameter's layer, and how many."""
+    depth = model.encoder.depth
+    return dict(layer_of=functools.partial(layer_of, depth), num_layers=depth)
+
+
 def layer_of(depth: int, name: str) -> int:
     """Layer of a parameter for layer decay: 0 embedding, i + 1 block i, else depth + 1.
 
@@ -205,6 +230,10 @@ def source_of(config):
         renames=lambda theirs: classifier.sources(theirs, config),
         gaps=lambda theirs: gaps(theirs, config),
         adapt=classifier.ADAPT,
+        # Nothing to wonder about: heads, and what every new finetuning begins with.
+        expected=classifier.ALWAYS_FRESH
+        if config.probe == "full"
+        else (probe.TRAINED[config.probe],),
     )
 
 
@@ -218,9 +247,9 @@ def gaps(theirs, config) -> tuple[list[str], list[str]]:
 class Prediction(NamedTuple):
     """What a model says of a batch.
 
-    logits: {m: [(b v) k]}, with several heads {m: {head: …}}; present: {m: [(b v)]} or
-    None; statistics: {STATISTICS: new values of params that are running statistics}, in
-    training of a model that has some.
+    logits: {m: [(b v) k]}, with several heads {m: {head: …}}, m a modality or `joint`;
+    present: {m: [(b v)]} or None; statistics: {STATISTICS: new values of params that
+    are running statistics}, in training of a model that has some.
     """
 
     logits: dict[str, classifier.Logits]
@@ -247,17 +276,13 @@ def make_predict(config, model, missing: bool):
     return predict
 
 
-def by_head(values) -> dict:
-    """{head: array}; the name of a head alone is ''."""
-    return values if isinstance(values, Mapping) else {"": values}
-
-
 def make_loss(config, predict):
     """(params, batch, rng) → (mean of the modalities' losses, each of them).
 
     A modality's loss is the mean over the heads.
     """
-    entropy = choose("objective.kind", config.objective.kind, LOSSES)
+    entropy = choose("objective.kind", config.objective.kind, evaluation.LOSSES)
+    by_head = evaluation.by_head
     smoothing = config.objective.label_smoothing
     size = (config.data.size, config.data.size)
 
@@ -269,13 +294,12 @@ def make_loss(config, predict):
         logits, present, changed = Prediction(*predict(params, batch, rng, True, mixes))
         each = {}
         for m, heads in logits.items():
-            valid = None if present is None else present[m]
+            valid = classifier.having(present, m)
             values = []
             for head, x in by_head(heads).items():
                 wanted = inputs.rows(by_head(batch["label"])[head], len(x))
                 if mixes:
-                    mix = mixing.among(mixes[m], valid)
-                    wanted = mixing.labels(wanted, mix, x.shape[-1])
+                    wanted = mixed(mixes, m, wanted, present, x.shape[-1])
                 values.append(entropy(x, wanted, smoothing, valid))
             each[m] = sum(values) / len(values)
         numbers = {f"loss_{m}": value for m, value in each.items()}
@@ -284,45 +308,22 @@ def make_loss(config, predict):
     return loss
 
 
-def make_measure(config, predict, mesh):
-    """The jitted (params, batch) → sums of loss and accuracy over valid clips, rows.
+def mixed(mixes, m: str, labels, present, classes: int) -> jax.Array:
+    """The labels [b classes] that go with the mixed inputs of the logits `m`.
 
-    The numbers of several heads begin with the head's name; `action` is right where all
-    heads are.
+    Those of all modalities together are the mean over those that a clip has.
     """
-    entropy = choose("objective.kind", config.objective.kind, LOSSES)
-
-    def measure(params, batch):
-        logits, present, _ = predict(params, batch, jax.random.key(0), False)
-        labels, valid = by_head(batch["label"]), batch["valid"]
-        count = valid.sum(dtype=jnp.float32)
-        scores, values, sums = {}, [], {}
-        for head, x in by_head(classifier.combine(logits, present)).items():
-            x = x.reshape(len(valid), -1, x.shape[-1]).mean(axis=1)  # b k, of (b v) k
-            values.append(entropy(x, labels[head], 0.0, valid))
-            scores[head] = x
-            if config.objective.kind == "softmax":
-                found = metrics.classification(x, labels[head], valid)
-                sums |= {f"{head}_{name}".lstrip("_"): n for name, n in found.items()}
-        if len(scores) > 1:
-            sums["action_top_1"] = metrics.all_right(scores, labels, valid)
-        sums["loss"] = metrics.Mean(sum(values) / len(values) * count, count)
-        keep = {name: batch[name] for name in ("label", "valid", "index")}
-        return sums, {"logits": scores.get("", scores), **keep}
-
-    return jax.jit(measure, out_shardings=parallel.replicated(mesh))
+    if m in mixes:
+        mix = mixing.among(mixes[m], classifier.having(present, m))
+        return mixing.labels(labels, mix, classes)
+    each = {one: mixed(mixes, one, labels, present, classes) for one in mixes}
+    return classifier.combine(each, present)
 
 
-def _evaluate(config, measure, params, dataset, put) -> dict[str, float]:
-    """Mean loss and accuracy over the data set; mAP and its like of several labels."""
-    sums, rows = {}, []
-    for batch in dataset.evaluate(config.eval.batch_size):
-        more, found = measure(params, put(batch))
-        sums = metrics.add(sums, more)
-        if config.objective.kind == "sigmoid":
-            found = jax.device_get(found)
-            rows.append([found[name][found["valid"]] for name in ("logits", "label")])
-    results = metrics.results(sums)
-    if rows:
-        results |= metrics.ranking(*map(np.concatenate, zip(*rows, strict=True)))
-    return {f"eval/{k}": value for k, value in results.items()}
+def make_measures(config, model, missing: bool, mesh) -> dict:
+    """What `evaluation.run` measures with: all modalities, and subsets of them."""
+    make = functools.partial(make_predict, config, model)
+    return evaluation.make(config, make, missing, mesh)
+
+
+make_measure = evaluation.make_measure

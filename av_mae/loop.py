@@ -26,6 +26,7 @@ from av_mae import TrainingError
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+NONFINITE = "nonfinite.jsonl"
 
 
 # How long, and with which randomness.
@@ -315,9 +316,15 @@ def duration(seconds: float | int) -> str:
 
 
 def provenance() -> dict[str, str]:
-    """What made this run: versions, and the git commit ('' outside of a clone)."""
+    """What made this run: versions, and the git commit ('' outside of a clone).
+
+    Versions of what computes, and of what reads the data where that is installed.
+    """
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {name: metadata.version(name) for name in names}
+    for name in ("av", "grain", "array_record", "pillow"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     try:
         commit = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
@@ -362,6 +369,12 @@ class Preemption:
         signal.signal(signal.SIGTERM, self._old or signal.SIG_DFL)
 
 
+def not_finite(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """Those of the numbers that are infinite or not a number."""
+    values = {name: float(value) for name, value in numbers.items()}
+    return {name: x for name, x in values.items() if not math.isfinite(x)}
+
+
 def check_finite(
     metrics: Mapping[str, Any],
     step: int,
@@ -372,7 +385,7 @@ def check_finite(
 
     The sentence says at which step, what the last checkpoint is and what to try.
     """
-    bad = [name for name, value in metrics.items() if not math.isfinite(float(value))]
+    bad = not_finite(metrics)
     if not bad:
         return
     kept = (
@@ -381,8 +394,60 @@ def check_finite(
         else f"the last good checkpoint is step {last_checkpoint}"
         + (f" in {workdir}" if workdir else "")
     )
+    name, value = next(iter(bad.items()))
     raise TrainingError(
-        f"{bad[0]} is {float(metrics[bad[0]])} at step {step}; {kept}: try a lower "
-        "schedule.learning_rate_per_256, compute.dtype=float32 or "
-        "optimizer.clip_norm=1.0."
+        f"{name} is {value} at step {step}; {kept}: try a lower "
+        "schedule.learning_rate_per_256, compute.dtype=float32, "
+        "optimizer.clip_norm=1.0, or nonfinite=skip to leave such updates out; the "
+        f"clips of the batch are named in {NONFINITE}."
     )
+
+
+def note_clips(
+    workdir: Path | str, step: int, bad: Mapping[str, float], clips: Iterable[str]
+):
+    """A line {"step", "numbers", "clips"} in nonfinite.jsonl: the clips of a bad batch.
+
+    A line that is there already (the run went on from before that step) is not written
+    twice.
+    """
+    path = Path(workdir) / NONFINITE
+    numbers = {name: str(value) for name, value in bad.items()}
+    line = json.dumps({"step": step, "numbers": numbers, "clips": list(clips)}) + "\n"
+    if jax.process_index() != 0:
+        return
+    if path.exists() and line in path.read_text(encoding="utf-8"):
+        return
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line)
+
+
+class Spikes:
+    """Tells losses that are far above what they were, from three numbers.
+
+    A spike is a loss that is more than `DEVIATIONS` deviations, and more than `SHARE`
+    of the mean, above the running mean. Mean and variance are exponential averages over
+    about `STEPS` steps (a spike enters them as the limit that it broke, so that a new
+    level is a spike for a while only); the first `STEPS` steps fill them and are never
+    told. The rule is ours.
+    """
+
+    STEPS, DEVIATIONS, SHARE = 100, 6.0, 0.1
+
+    def __init__(self):
+        self._count, self._mean, self._square = 0, 0.0, 0.0
+
+    def see(self, loss: float) -> str:
+        """'' or what the loss is a spike above, as text."""
+        if not math.isfinite(loss):
+            return ""
+        deviation = math.sqrt(max(self._square - self._mean**2, 0.0))
+        room = max(self.DEVIATIONS * deviation, self.SHARE * abs(self._mean))
+        spike = self._count >= self.STEPS and loss > self._mean + room
+        self._count += 1
+        share = 1 / min(self._count, self.STEPS)
+        value = self._mean + room if spike else loss
+        text = f"{loss:.4g} over a running mean of {self._mean:.4g} ± {deviation:.2g}"
+        self._mean += share * (value - self._mean)
+        self._square += share * (value**2 - self._square)
+        return text if spike else ""

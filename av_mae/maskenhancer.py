@@ -347,7 +347,9 @@ class Finetuning(classifier.Classifier):
         sound = self.sound(patches["spectrogram"], heard(present), train)
         return encoded | {"spectrogram": sound}
 
-    def features(self, encoded: Tokens) -> dict[str, Float[Array, "b _d"]]:
+    def features(
+        self, encoded: Tokens, present: Present = None
+    ) -> dict[str, Float[Array, "b _d"]]:
         """What the head sees: video and sound joined."""
         video = super().features({"rgb": encoded["rgb"]})["rgb"]
         return {"rgb": self.meet(video, encoded["spectrogram"])}

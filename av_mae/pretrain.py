@@ -21,6 +21,7 @@ from av_mae import (
     STATISTICS,
     ConfigError,
     autoencoder,
+    caveats,
     choose,
     inputs,
     loop,
@@ -31,6 +32,7 @@ from av_mae import (
     parallel,
     tokens,
     update,
+    validate,
     visualise,
 )
 from av_mae import run as runs
@@ -44,8 +46,6 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
 
     # Devices and steps.
     mesh = parallel.mesh(config.parallel.data, config.parallel.fsdp)
-    parallel.check_batch(config.batch_size, mesh)
-    parallel.check_batch(config.eval.batch_size, mesh, "eval.batch_size")
     clips = config.batch_size * config.compute.accumulate
     steps_per_epoch, total = loop.steps(config, data["train"].num_clips)
     eval_every = max(1, round(config.eval.every_epochs * steps_per_epoch))
@@ -55,17 +55,17 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
     init_params = functools.partial(init, config, model)
     missing = data["train"].missing or data["eval"].missing
     reconstruct = make_reconstruct(config, model, missing)
-    loss, measure = make_loss(config, reconstruct), make_measure(reconstruct, mesh)
-    draw = make_draw(config, reconstruct, mesh)
+    loss, draw = make_loss(config, reconstruct), make_draw(config, reconstruct, mesh)
+    measure = functools.partial(_evaluate, config, make_measure(reconstruct, mesh))
     put = functools.partial(parallel.put_batch, mesh=mesh)
 
     # Optimiser, state, step.
     shapes = jax.eval_shape(init_params, jax.random.key(0))
     tx, schedule = runs.optimiser(config, steps_per_epoch, total, shapes)
-    source = runs.source_of(config)
-    run = runs.start(config, data, workdir, init_params, tx, mesh, source)
+    source, options = runs.source_of(config), update.options_of(config)
+    run = runs.start(config, data, workdir, init_params, tx, mesh, source, options)
     accumulate = config.compute.accumulate
-    step = update.make(loss, tx, schedule, accumulate, run.abstract, mesh)
+    step = update.make(loss, tx, schedule, accumulate, run.abstract, mesh, options)
 
     # The loop.
     state, results = run.state, {}
@@ -74,20 +74,20 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
     with run, contextlib.closing(batches):
         if run.step >= total:
             log.info("all %d steps are done; evaluating", total)
-            results = _evaluate(config, measure, run.state["params"], data["eval"], put)
+            results = measure(runs.weights(run.state), data["eval"], put)
         for done in range(run.step + 1, total + 1):
-            state, numbers = step(state, next(batches))
+            batch = next(batches)
+            state, numbers = step(state, batch)
             clock.ran(numbers)
-            run.watch(done, numbers)
+            run.watch(done, numbers, batch["index"])
             last = done == total
             if done % config.log.every_steps == 0 or last:
                 run.log(clock, total)
             if done % eval_every == 0 or last:
                 with clock.pause():
-                    params = state["params"]
-                    results = _evaluate(config, measure, params, data["eval"], put)
+                    results = measure(runs.weights(state), data["eval"], put)
                     run.report(done, results)
-                    draw(params, data["eval"], put, run, done)
+                    draw(state["params"], data["eval"], put, run, done)
             stop = run.preemption.reached(done)
             if stop or last or run.due(done):
                 with clock.pause():
@@ -95,22 +95,25 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
             if stop:
                 log.info("stopped by SIGTERM after step %d; run again to go on", done)
                 break
+        else:
+            run.conclude(results)
     return results
 
 
 def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
     """Masked-reconstruction loss of the newest checkpoint on `eval.split`."""
+    check(config)
     mesh = parallel.mesh(config.parallel.data, config.parallel.fsdp)
-    parallel.check_batch(config.eval.batch_size, mesh, "eval.batch_size")
     put = functools.partial(parallel.put_batch, mesh=mesh)
-    model = build(config)
-    params = runs.params_of(
-        config, workdir, functools.partial(init, config, model), mesh
-    )
-    reconstruct = make_reconstruct(config, model, data["eval"].missing)
+    split, dataset, model = config.eval.split, data["eval"], build(config)
+    init_params = functools.partial(init, config, model)
+    weights, said = runs.params_of(config, workdir, init_params, mesh)
+    said += caveats.of_data(config, dataset, split)
+    log.info("evaluating %s%s", workdir, caveats.text(said))
+    reconstruct = make_reconstruct(config, model, dataset.missing)
     measure = make_measure(reconstruct, mesh)
-    results = _evaluate(config, measure, params, data["eval"], put)
-    log.info("evaluation on %s: %s", config.eval.split, runs.text(results))
+    results = _evaluate(config, measure, weights, dataset, put)
+    log.info("evaluation on %s: %s%s", split, runs.text(results), caveats.text(said))
     return results
 
 
@@ -132,6 +135,8 @@ def masked(config) -> dict[str, inputs.Layout]:
 
 def check(config):
     """Raises ConfigError for what can be seen to be wrong before anything is made."""
+    validate.common(config)
+    validate.pretraining(config)
     autoencoder.objective_of(config)
     for m, layout in masked(config).items():
         kinds = losses.TARGETS if m == "rgb" else losses.SOUND_TARGETS
@@ -149,6 +154,7 @@ def check(config):
                 f"mask.{m}.ratio is {ratio}: choose a share between 0 and 1 that masks "
                 f"some and keeps some of the {layout.n} tokens."
             )
+    build(config)
 
 
 def init(config, model, rng: jax.Array) -> dict:
@@ -261,17 +267,23 @@ def make_measure(reconstruct, mesh):
     return jax.jit(measure, out_shardings=parallel.replicated(mesh))
 
 
-def _evaluate(config, measure, params, dataset, put) -> dict[str, float]:
-    """Loss of each modality, and as a fraction of its target's variance."""
-    sums: dict = {}
+def _evaluate(config, measure, weights: dict, dataset, put) -> dict[str, float]:
+    """Loss of each modality, and as a fraction of its target's variance.
+
+    weights: {what the names of its numbers begin with: params}.
+    """
+    sums: dict = {prefix: {} for prefix in weights}
     for i, batch in enumerate(dataset.evaluate(config.eval.batch_size)):
         # The same masks at every evaluation, so that its numbers can be compared.
-        rng = loop.key(config.seed, i, "eval")
-        sums = metrics.add(sums, measure(params, put(batch), rng))
+        rng, batch = loop.key(config.seed, i, "eval"), put(batch)
+        for prefix, params in weights.items():
+            sums[prefix] = metrics.add(sums[prefix], measure(params, batch, rng))
     results = {}
-    for m, means in metrics.results(sums).items():
-        results[f"eval/loss_{m}"] = means["error"]
-        results[f"eval/fraction_{m}"] = metrics.fraction_of_variance(means)
+    for prefix, found in sums.items():
+        for m, means in metrics.results(found).items():
+            fraction = metrics.fraction_of_variance(means)
+            results[f"eval/{prefix}loss_{m}"] = means["error"]
+            results[f"eval/{prefix}fraction_{m}"] = fraction
     return results
 
 

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from av_mae import (
     CheckpointError,
+    TrainingError,
+    caveats,
     checkpoints,
     importers,
     loop,
@@ -24,18 +27,24 @@ from av_mae import (
     parallel,
     update,
 )
+from av_mae.importers import imported
 
 log = logging.getLogger(__name__)
+
+
+# So many dropped updates one after another end a run that may skip some.
+MAX_SKIPPED = 100
 
 
 class Run:
     """A run in `workdir`: its first state, checkpoints, writers, and signals.
 
     Attributes: `state` (give it up before the first step: it is donated), `abstract`
-    (shapes and shardings), `step` (updates already done), `writer`, `preemption`.
+    (shapes and shardings), `step` (updates already done), `writer`, `preemption`,
+    `caveats` (sentences that belong beside the run's numbers).
     """
 
-    def __init__(self, config, meta: dict, workdir: Path):
+    def __init__(self, config, meta: dict, workdir: Path, ids: Sequence[str] = ()):
         self.config = config
         self.workdir = Path(workdir)
         self.checkpoints = checkpoints.Checkpoints(
@@ -50,8 +59,13 @@ class Run:
         self.step = 0
         self.writer: loop.MetricWriter | None = None
         self.preemption = loop.Preemption()
-        self._recent: list[tuple[int, Mapping[str, Any]]] = []
+        self.caveats: list[str] = []
+        self._ids = ids
+        self._watched: list[tuple[int, Mapping[str, Any], Any]] = []
+        self._newest: tuple[int, Mapping[str, Any]] = (0, {})
         self._saved: int | None = None
+        self._spikes = loop.Spikes()
+        self._skipped_in_a_row = 0
 
     def __enter__(self):
         return self
@@ -63,37 +77,88 @@ class Run:
         self.checkpoints.close()
 
     def begin(self, first: Callable[[], dict], abstract: dict, source: Callable):
-        """Sets the state: 1. resume this run, 2. start from other weights, 3. anew."""
+        """Sets the state: 1. resume this run, 2. start from other weights, 3. anew.
+
+        `source(params, caveats)` adds what the second has to say.
+        """
         self.abstract = abstract
         latest = self.checkpoints.latest()
         if latest is not None:
             self.state = self.checkpoints.restore(latest, abstract)
             self.step, self._saved = latest, latest
+            self.caveats += caveats.of_meta(self.checkpoints.meta(latest))
             log.info("resuming %s at step %d", self.workdir, latest)
         else:
             self.state = first()
             if init_paths(self.config):
-                self.state = self.state | {"params": source(self.state["params"])}
+                params = source(self.state["params"], self.caveats)
+                self.state |= {"params": params}
+                if "ema" in self.state:
+                    self.state["ema"] = update.copy(params)
         loop.cut_metrics(self.workdir, self.step)
         self.writer = loop.MetricWriter(self.workdir)
 
-    def watch(self, step: int, numbers: Mapping[str, Any]):
-        """Keeps the numbers of a step until they are looked at."""
-        self._recent.append((step, numbers))
+    def watch(self, step: int, numbers: Mapping[str, Any], index: Any = None):
+        """Keeps the numbers of a step, and its clips' [b], until they are looked at."""
+        self._watched.append((step, numbers, index))
 
     def check(self):
-        """TrainingError at the first step since the last check with a bad number."""
-        self._recent = jax.device_get(self._recent)
-        for step, numbers in self._recent:
-            loop.check_finite(numbers, step, self._saved, self.workdir)
-        self._recent = self._recent[-1:]
+        """Looks at the steps since the last look: bad numbers, spikes of the loss.
+
+        Raises TrainingError at the first step with a bad number. Where updates may be
+        skipped, it names the clips of those that were, and ends a run whose parameters
+        are bad all the same, or that skips MAX_SKIPPED updates one after another.
+        """
+        watched, self._watched = self._watched, []
+        spikes = []
+        steps, numbers, indices = zip(*watched, strict=True) if watched else [()] * 3
+        for step, values, index in zip(
+            steps, jax.device_get(numbers), indices, strict=True
+        ):
+            self._newest = (step, values)
+            bad = loop.not_finite(values)
+            self._skipped_in_a_row = self._skipped_in_a_row + 1 if bad else 0
+            if bad:
+                loop.note_clips(self.workdir, step, bad, self._names(index))
+                self._stop_or_skip(step, values, bad)
+            if text := self._spikes.see(float(values["loss"])):
+                spikes.append((step, text))
+        if spikes:
+            more = f" (and {len(spikes) - 1} more)" if len(spikes) > 1 else ""
+            log.warning("the loss has a spike at step %d: %s%s", *spikes[0], more)
+
+    def _stop_or_skip(self, step: int, values: Mapping, bad: Mapping):
+        if self.config.nonfinite != "skip" or "parameter_norm" in bad:
+            loop.check_finite(values, step, self._saved, self.workdir)
+        log.warning(
+            "the update of step %d is skipped: %s (its clips: %s)",
+            *(step, ", ".join(f"{k} is {v}" for k, v in bad.items()), loop.NONFINITE),
+        )
+        if self._skipped_in_a_row >= MAX_SKIPPED:
+            raise TrainingError(
+                f"{MAX_SKIPPED} updates one after another were not finite, up to step "
+                f"{step}: try a lower schedule.learning_rate_per_256, or "
+                f"compute.dtype=float32; {loop.NONFINITE} names the clips."
+            )
+
+    def _names(self, index: Any) -> list[str]:
+        """The ids of the clips of a global batch."""
+        if index is None:
+            return []
+        if jax.process_count() > 1:  # every process comes here, at the same step
+            index = multihost_utils.process_allgather(index, tiled=True)
+        return [self._ids[i] for i in jax.device_get(index) if 0 <= i < len(self._ids)]
 
     def log(self, clock: loop.Clock, total: int):
-        """Writes the newest numbers and prints the line of a log step."""
+        """Writes the newest numbers and prints the line of a log step.
+
+        What is not finite (the loss of a skipped update) is printed, not written.
+        """
         self.check()
-        step, numbers = self._recent[-1]
-        timing = clock.report(step)
-        self.writer.write(step, {**numbers, **timing})
+        step, numbers = self._newest
+        timing, bad = clock.report(step), loop.not_finite(numbers)
+        written = {name: x for name, x in numbers.items() if name not in bad}
+        self.writer.write(step, {**written, **timing})
         each = {
             name.removeprefix("loss_"): float(value)
             for name, value in numbers.items()
@@ -108,6 +173,13 @@ class Run:
         self.check()
         self.writer.write(step, results)
         log.info("step %d evaluation: %s", step, text(results))
+
+    def conclude(self, results: Mapping[str, float]):
+        """Prints the final numbers, with what has to be said beside them."""
+        said = list(self.caveats)
+        if skipped := int(self._newest[1].get("skipped", 0)):
+            said.append(f"{skipped} updates were skipped as not finite")
+        log.info("result: %s%s", text(results), caveats.text(said))
 
     def due(self, step: int) -> bool:
         """Whether the config wants a checkpoint of this step."""
@@ -127,25 +199,50 @@ def start(
     init_params: Callable[[jax.Array], Any],
     tx: Any,
     mesh: Mesh,
-    source: Callable[[Any], Any],
+    source: Callable[[Any, list[str]], Any],
+    options: update.Options = update.Options(),  # noqa: B008 (it cannot change)
 ) -> Run:
     """A run that is ready to train; `source` maps first params to init_from's."""
-    first, abstract = update.initial(init_params, tx, config.seed, mesh)
-    run = Run(config, meta_of(config, data["train"]), workdir)
+    first, abstract = update.initial(init_params, tx, config.seed, mesh, options)
+    train = data["train"]
+    run = Run(config, meta_of(config, train), workdir, train.ids)
     try:
         run.begin(first, abstract, source)
     except BaseException:
         run.__exit__()  # lets go of the workdir
         raise
+    if options.trained != ".*" and run.step == 0 and not init_paths(config):
+        run.caveats.append(
+            "the frozen parameters are random: init_from names no source"
+        )
+    for name, split in (("train", config.data.split), ("eval", config.eval.split)):
+        dataset = data[name]
+        log.info(
+            "%s: %s of %s, %d clips, checksum %s",
+            *(name, split, config.data.dir, dataset.num_clips, dataset.checksum),
+        )
+        found = caveats.of_data(config, dataset, split)
+        run.caveats += [sentence for sentence in found if sentence not in run.caveats]
+    run.checkpoints.describe(caveats=run.caveats)
+    if run.caveats:
+        log.warning("beside all numbers of this run:%s", caveats.text(run.caveats))
     return run
 
 
-def optimiser(config, steps_per_epoch: int, total: int, abstract, **layers):
-    """(optax chain, schedule); the log states the learning rate's rule and result."""
+def optimiser(
+    config, steps_per_epoch: int, total: int, abstract, trained: str = ".*", **layers
+):
+    """(optax chain, schedule); the log states the learning rate's rule and result.
+
+    trained: regex of the parameters that learn, which the chain is for.
+    """
     clips = config.batch_size * config.compute.accumulate
     schedule, rule = optim.learning_rate(config.schedule, clips, steps_per_epoch, total)
     log.info("%s\n%s", loop.parameter_table(abstract), rule)
-    return optim.make(config.optimizer, schedule, abstract, **layers), schedule
+    learns = update.part(abstract, trained)
+    if learns != abstract:
+        log.info("trained: %s; all others are frozen", ", ".join(optim.named(learns)))
+    return optim.make(config.optimizer, schedule, learns, **layers), schedule
 
 
 def meta_of(config, dataset) -> dict:
@@ -168,8 +265,28 @@ def config_json(config) -> str:
 
 
 def config_of(saved: Mapping[str, Any]) -> ConfigDict:
-    """The inverse of `config_json`, for `config.model` and its like."""
-    return ConfigDict(saved)
+    """The inverse of `config_json`, for `config.model` and its like.
+
+    Fields that an older release did not have get the value at which they change
+    nothing (`importers.imported.template`), but for those that an optimiser, another
+    than the template's, never had.
+    """
+    config = ConfigDict(saved)
+    if "trainer" in config:
+        neutral = imported.template(config.trainer)
+        if config.optimizer.name != neutral.optimizer.name:
+            for name in ("b2", "eps"):
+                del neutral.optimizer[name]
+        _fill(config, neutral)
+    return config
+
+
+def _fill(config: ConfigDict, neutral: ConfigDict):
+    for name, value in neutral.items():
+        if name not in config:
+            config[name] = value
+        elif isinstance(value, ConfigDict):
+            _fill(config[name], value)
 
 
 def weights_of(path: Path | str, weights: str = "params") -> tuple[dict, ConfigDict]:
@@ -208,15 +325,18 @@ def source_of(
     renames: Callable | None = None,
     gaps: Callable | None = None,
     adapt: Sequence = (),
+    expected: Sequence[str] = (),
 ):
-    """The function first params → params of `init_from`; prints the whole report.
+    """The function (first params, caveats) → params of `init_from`; prints the report.
 
     `renames(theirs)` and `gaps(theirs)`, of the source's config, give the pairs and the
     (fresh, unused) regexes that `checkpoints.init_from` takes, as it takes `adapt`.
     `init_from.rgb` and `init_from.spectrogram` fill what belongs to one modality alone.
+    What is to be said of the source is added to `caveats`, a list; `expected` are
+    regexes of parameters that need no word if they stay fresh.
     """
 
-    def take(params, field: str, path: str, m: str):
+    def take(params, said: list[str], field: str, path: str, m: str):
         settings = config.init_from
         values, theirs = weights_of(path, settings.weights)
         fresh, unused = gaps(theirs) if gaps else ((), ())
@@ -238,13 +358,16 @@ def source_of(
         log.info(
             "%s %s\n%s", field.removesuffix(".checkpoint_path"), path, report.table()
         )
-        for sentence in differences(theirs, config):
+        sentences = caveats.of_fresh(report.fresh, len(report.rows), expected)
+        for sentence in [*differences(theirs, config), *sentences]:
             log.warning("%s=%s: %s.", field, path, sentence)
+            said.append(f"{field}={path}: {sentence}")
         return jax.tree.map(lambda k, x: found.get(k, x), optim.names(params), params)
 
-    def source(params):
+    def source(params, said: list[str] | None = None):
+        said = [] if said is None else said
         for field, (path, m) in init_paths(config).items():
-            params = take(params, field, path, m)
+            params = take(params, said, field, path, m)
         return params
 
     return source
@@ -252,30 +375,46 @@ def source_of(
 
 def differences(theirs, config) -> list[str]:
     """Sentences on choices that have no parameters, but in which two models differ."""
-    if "block" not in theirs.model:
-        return []
-    return [
+    block = [
         f"model.block.{name} is {config.model.block[name]!r}, but the source was "
         f"trained with {theirs.model.block[name]!r}"
         for name in ("gelu", "eps")
         if config.model.block[name] != theirs.model.block[name]
     ]
+    return [*block, *caveats.of_inputs(theirs, config)]
 
 
-def params_of(config, workdir: Path, init_params: Callable, mesh: Mesh):
-    """Params for evaluation: the newest checkpoint of workdir, else of init_from."""
-    path = workdir
+def params_of(config, workdir: Path, init_params: Callable, mesh: Mesh, labels=None):
+    """({"": params, "ema_": their moving average}, caveats) for an evaluation.
+
+    Of the newest checkpoint of workdir, else of init_from. The average is there where
+    `config.ema` is. labels: the names of the data set's classes.
+    """
+    path, weights = workdir, {"": "params"} | ({"ema_": "ema"} if config.ema else {})
     if config.init_from.checkpoint_path and not any(
         (Path(workdir) / checkpoints.FOLDER).glob("[0-9]*")
     ):
-        path = config.init_from.checkpoint_path
-    values, _ = weights_of(path)
+        path, weights = config.init_from.checkpoint_path, {"": config.init_from.weights}
     shape = jax.eval_shape(init_params, jax.random.key(0))
     shardings = parallel.state_shardings(shape, mesh)
     first = jax.jit(init_params, out_shardings=shardings)(jax.random.key(0))
-    params, _ = checkpoints.init_from(first, values)
+    params, meta = {}, {}
+    for prefix, name in weights.items():
+        if importers.find(path):
+            values, theirs = weights_of(path)
+        else:
+            values, saved, meta = checkpoints.load(path, name)
+            theirs = config_of(saved)
+        params[prefix], _ = checkpoints.init_from(first, values)
     log.info("evaluating the weights of %s", path)
-    return params
+    said = [*differences(theirs, config), *caveats.of_meta(meta)]
+    return params, [*said, *caveats.of_labels(meta, labels)]
+
+
+def weights(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a state is evaluated, by what the names of its numbers begin with."""
+    found = {"": state["params"]}
+    return found | ({"ema_": state["ema"]} if "ema" in state else {})
 
 
 def text(numbers: Mapping[str, float]) -> str:

@@ -1,9 +1,9 @@
 """The training state and the jitted update that both trainers share.
 
-State is one pytree: step, params, opt_state, rng, and perhaps ema, the moving average of
-the params. The update is a closure over the loss and the optimiser, with donated state;
-randomness is folded from the seed and the step, so that a resumed run draws what an
-uninterrupted one would. Running statistics of batches, where a model has some, are
+State is one pytree: step, params, opt_state, rng, and perhaps ema, the moving average
+of the params. The update is a closure over the loss and the optimiser, with donated
+state; randomness is folded from the seed and the step, so that a resumed run draws what
+an uninterrupted one would. Running statistics of batches, where a model has some, are
 among the params: no gradient flows to them, and the update replaces them by what the
 loss gives under STATISTICS.
 """

@@ -644,7 +644,9 @@ def test_other_blocks_are_told_and_key_biases_made_or_left(pretrained, caplog):
     np.testing.assert_array_equal(found, [bias[0], 0 * bias[0], bias[1]])
     assert "model.block.gelu is 'tanh', but the source was trained" in caplog.text
     warnings = [r for r in caplog.records if r.levelno >= logging.WARNING]
-    assert len(warnings) == 1
+    # Norms of separate encoders are not taken, which is told too.
+    assert "2 of 42 parameters are not from the source: encoder/norm/" in caplog.text
+    assert len(warnings) == 2
     back = classifier.key_bias(found, bias.shape)
     np.testing.assert_array_equal(back, bias)
 

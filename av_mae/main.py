@@ -5,7 +5,8 @@
         --config.init_from.checkpoint_path=runs/pretrain
 
 `--config.a.b=value` changes a field; `--config=…:smoke` is a run of seconds;
-`--config.mode=eval` evaluates the newest checkpoint of the workdir.
+`--config.mode=eval` evaluates the newest checkpoint of the workdir;
+`--config.dry_run=True` says what a run will take, and runs none.
 """
 
 import functools
@@ -56,9 +57,24 @@ def main(argv):
         run = choose("mode", config.mode, modes)
         readable = runs.config_of(json.loads(runs.config_json(config)))
         log.info("workdir %s  %s\n%s", workdir, loop.provenance(), readable)
+        trainer.check(config)
+        if config.dry_run:
+            from av_mae import benchmark  # what a run needs no more than this
+
+            benchmark.dry_run(config, num_clips(config))
+            return
         run(config, datasets.load(config), workdir)
     except (UserError, DataError) as error:
         commandline.stop(error)
+
+
+def num_clips(config) -> int:
+    """Clips of the training split; 0, with a word, where the data set is not there."""
+    try:
+        return datasets.split(config, config.data.split).num_clips
+    except DataError as error:
+        log.info("a dry run without the data set: %s", error)
+        return 0
 
 
 def default_workdir(file: Path) -> str:

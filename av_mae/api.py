@@ -85,16 +85,15 @@ class Attention:
     rollout[m][n]: of the pooled output of m (`joint`: the mean over those used), the
     shares of the tokens of n, float32 on the grid of n ([t h w] of rgb, [t f] of
     sound); what is missing to 1 went to CLS and bottleneck tokens. last: the same of
-    the last layer alone. patches: sides of a patch of each modality; clip: the window
-    that was looked at, and view: where it lies; used: the modalities.
+    the last layer alone. frames: uint8 [t h w 3], log_mel: float32 [t f], what was
+    seen and heard, None for what was not; view: when that was; used: the modalities.
     """
 
     rollout: dict[str, dict[str, np.ndarray]]
     last: dict[str, dict[str, np.ndarray]]
-    patches: dict[str, tuple[int, ...]]
-    clip: Clip
+    frames: np.ndarray | None
+    log_mel: np.ndarray | None
     view: clips.View
-    inputs: dict[str, np.ndarray]
     used: tuple[str, ...]
 
     def shares(self, output: str = "joint") -> dict[str, float]:
@@ -352,9 +351,14 @@ class Model:
         clip, rows = self._window(source, start), self.rows(views=1)
         used, row = rows.used(clip, modalities), rows.of(clip, modalities)
         batch = {key: value[None] for key, value in row.items()}
-        patches, encoded, calls = self._look(self._device_params, batch)
+        encoded, calls = self._look(self._device_params, batch)
         known = representation.known(self._config)
         used = tuple(m for m in used if m in known)
+        if not used:
+            raise ConfigError(
+                f"only {', '.join(known)} goes through this model's attention: choose "
+                "a clip and modalities with it."
+            )
         counts = {m: encoded[m].shape[1] for m in known}
         depth = size_of(self._config.model).depth
         places = [
@@ -371,16 +375,20 @@ class Model:
             }
             matrices.append(rollout.layer_matrix(nodes, layer, qkv))
         maps = functools.partial(self._maps, nodes)
-        cuts = inputs.layouts(self._config)
         return Attention(
             rollout=maps(lambda v: rollout.rollout(matrices, v)),
             last=maps(lambda v: v @ matrices[-1]),
-            patches={m: cuts[m].patch for m in used},
-            clip=clip,
+            frames=row["rgb"][0] if "rgb" in used else None,
+            log_mel=self._log_mel(row) if "spectrogram" in used else None,
             view=rows.views(clip)[0],
-            inputs={m: np.asarray(patches[m][0]) for m in used},
             used=used,
         )
+
+    def _log_mel(self, row: dict) -> np.ndarray:
+        sound = spectrogram.log_mel(
+            row["waveform"][:1], self._config.spectrogram.preset
+        )
+        return np.asarray(sound[0, :, :, 0])
 
     def _maps(self, nodes: rollout.Nodes, share: Callable) -> dict:
         """{output: {m: shares on the grid of m}} by a function of output weights."""
@@ -412,7 +420,7 @@ class Model:
                 *(self._config, self.module, params, patches, present)
             )
             named = {f"{stack}/{i}": found for (stack, i), found in calls.items()}
-            return patches, encoded, named
+            return encoded, named
 
         return jax.jit(look)
 

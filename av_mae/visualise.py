@@ -300,18 +300,19 @@ def to_size(image: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> np.nd
 
 
 def heat(
-    image: UInt8[np.ndarray, "h w 3"], values: Float[np.ndarray, "i j"], highest: float
+    image: UInt8[np.ndarray, "h w 3"],
+    values: Float[np.ndarray, "i j"],
+    low: float,
+    high: float,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A grey picture under colours of `values` (0 to `highest`), scaled to its size."""
+    """A grey picture under colours of `values` (low to high), scaled to its size."""
     size = image.shape[1::-1]
-    scaled = Image.fromarray(np.float32(values / max(highest, 1e-12)))
+    scaled = Image.fromarray(np.float32((values - low) / max(high - low, 1e-12)))
     strength = np.asarray(scaled.resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
-    grey = image.mean(axis=-1, keepdims=True) * 0.6
-    share = 0.25 + 0.75 * strength[..., None]
+    grey = image.mean(axis=-1, keepdims=True) * np.ones(3)
+    share = 0.35 + 0.4 * strength[..., None]
     mixed = grey * (1 - share) + colours(strength).astype(np.float32) * share
-    return np.round(np.where(strength[..., None] > 0.02, mixed, grey)).astype(
-        np.uint8
-    ) + np.zeros(3, np.uint8)
+    return np.round(mixed).astype(np.uint8)
 
 
 def with_cursor(image: UInt8[np.ndarray, "h w 3"], place: float) -> np.ndarray:

@@ -172,6 +172,36 @@ def test_killed_and_run_again_equals_an_uninterrupted_run(
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
+def test_shares_in_any_order_give_the_same_files(source, tmp_path, small_shards):
+    """Three machines, one of which is killed and comes again; the last one finishes."""
+    options = dict(split=dict(train=1.0), jobs=1)
+    prepare.prepare(source, tmp_path / "whole" / "set", **options)
+    out = tmp_path / "shared" / "set"
+    first = prepare.prepare(source, out, share=(2, 3), **options)
+    assert first == dict(shards_left=3)
+    with pytest.raises(RecordError, match="3 of 4 shards are still to be made"):
+        prepare.prepare(source, out, finish=True, **options)
+    (out / "set" / "1.0.0" / "x.killed-1.tmp").touch()
+    assert prepare.prepare(source, out, share=(1, 3), **options)["shards_left"] == 1
+    report = prepare.prepare(source, out, share=(3, 3), **options)
+    assert report["clips"] == 10
+    assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
+    again = prepare.prepare(source, out, finish=True, **options)
+    assert again["already_complete"] and again["clips"] == 10
+
+
+@pytest.mark.slow
+def test_finish_alone_writes_the_metadata(source, tmp_path, monkeypatch):
+    options = dict(split=dict(train=1.0), jobs=1)
+    prepare.prepare(source / "cat", tmp_path / "whole" / "set", **options)
+    whole = prepare._finish
+    monkeypatch.setattr(prepare, "_finish", lambda *_: dict(shards_left=0))
+    prepare.prepare(source / "cat", tmp_path / "made" / "set", **options)
+    monkeypatch.setattr(prepare, "_finish", whole)
+    prepare.prepare(source / "cat", tmp_path / "made" / "set", finish=True, **options)
+    assert contents(tmp_path / "made") == contents(tmp_path / "whole")
+
+
 def test_a_complete_set_is_left_alone_and_other_settings_are_refused(source, tmp_path):
     first = prepare.prepare(source, tmp_path / "set", jobs=2)
     before = contents(tmp_path)
@@ -295,6 +325,10 @@ def test_the_command_shows_its_report(source, tmp_path):
         (["--sample-rate", "-1"], "--sample-rate"),
         (["--jobs", "0"], "--jobs"),
         (["--frames", "png"], "--frames"),
+        (["--shards", "3/2"], "--shards"),
+        (["--shards", "0/2"], "--shards"),
+        (["--shards", "half"], "--shards"),
+        (["--runner", "spark"], "--runner"),
     ],
 )
 def test_wrong_options_are_named(options, words, capsys):
@@ -309,7 +343,9 @@ def test_options_are_understood():
     )
     assert options.split == dict(test=1.0)
     assert options.short_side == options.fps == "source"
-    options = prepare.parse("in --out o --fps 29.97".split())
+    assert options.share == (1, 1) and not options.finish
+    options = prepare.parse("in --out o --fps 29.97 --shards 2/8 --finish".split())
+    assert options.share == (2, 8) and options.finish
     assert options.split == dict(train=0.9, validation=0.1)
     assert (options.fps, options.short_side) == (29.97, 256)
 

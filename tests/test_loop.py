@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -300,3 +301,28 @@ def test_non_finite_loss_says_where_and_what_to_try():
         assert hint in text
     with pytest.raises(TrainingError, match="inf at step 1; there is no checkpoint"):
         loop.check_finite({"loss": float("inf")}, 1, None)
+
+
+def test_clips_of_a_bad_batch_are_noted_once(tmp_path):
+    for _ in range(2):  # the second time as a run that went on from before
+        loop.note_clips(tmp_path, 7, {"loss": math.nan}, ["a", "b"])
+        loop.note_clips(tmp_path, 8, {"loss": math.inf}, ["c"])
+    text = (tmp_path / "nonfinite.jsonl").read_text()
+    assert [json.loads(line) for line in text.splitlines()] == [
+        {"step": 7, "numbers": {"loss": "nan"}, "clips": ["a", "b"]},
+        {"step": 8, "numbers": {"loss": "inf"}, "clips": ["c"]},
+    ]
+
+
+def test_spikes_are_told_and_noise_is_not():
+    draw = np.random.default_rng(0)
+    falling = 5 * np.exp(-np.arange(2000) / 300) + 1 + draw.normal(0, 0.05, 2000)
+    spikes = loop.Spikes()
+    assert not any(spikes.see(loss) for loss in falling)
+    assert "4 over a running mean of 1." in spikes.see(4.0)
+    assert spikes.see(math.nan) == "" and not spikes.see(1.1)
+    # A new level is a spike for a while only.
+    told = [bool(spikes.see(2 + x)) for x in draw.normal(0, 0.05, 300)]
+    assert told[0] and not any(told[150:])
+    # The first losses fill the averages.
+    assert not any(loop.Spikes().see(x) for x in (1.0, 1.0, 100.0))

@@ -152,3 +152,114 @@ def test_running_statistics_are_replaced_not_learned(accumulate):
     mean = np.asarray(BATCH["y"]).mean()
     assert state["params"]["norm"]["mean"] == pytest.approx(1 + 0.5 * mean, rel=1e-6)
     assert (state["params"]["kernel"] != first()["params"]["kernel"]).all()
+
+
+# Moving averages, skipped updates, params that do not learn.
+
+
+def made(loss, options, tx=None, rate=0.1, start=init):
+    tx = tx or optax.sgd(lambda step: rate * (step + 1), momentum=0.9)
+    mesh = parallel.mesh(1, 1)
+    first, abstract = update.initial(start, tx, 7, mesh, options)
+    schedule = lambda step: rate * (step + 1)
+    step = update.make(loss, tx, schedule, 1, abstract, mesh, options)
+    return first, step
+
+
+def test_the_average_follows_the_params():
+    first, step = made(linear, update.Options(ema=0.75))
+    state, expected = first(), first()["params"]
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, state["ema"], expected)
+    for _ in range(3):
+        state, _ = step(state, BATCH)
+        mean = lambda old, x: 0.75 * old + 0.25 * np.asarray(x)
+        expected = jax.tree.map(mean, expected, state["params"])
+        jax.tree.map(same, state["ema"], expected)
+    assert (state["ema"]["kernel"] != state["params"]["kernel"]).all()
+
+
+def test_running_statistics_are_copied_to_the_average():
+    def loss(params, batch, rng):
+        total, numbers = linear(params, batch, rng)
+        return total, numbers | {STATISTICS: {"norm": {"mean": jnp.float32(5)}}}
+
+    start = lambda rng: init(rng) | {"norm": {"mean": jnp.float32(2)}}
+    first, step = made(loss, update.Options(ema=0.9), start=start)
+    state, _ = step(first(), BATCH)
+    assert state["ema"]["norm"]["mean"] == state["params"]["norm"]["mean"] == 5
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_update_that_is_not_finite_is_as_if_it_had_not_been(bad):
+    """A bad batch between two good ones leaves what the good ones alone give."""
+    options = update.Options(ema=0.5, skip=True)
+    tx = optax.adam(lambda step: 0.1 * (step + 1))
+    first, step = made(linear, options, tx)
+    broken = BATCH | {"y": BATCH["y"].at[3].set(bad)}
+    state, _ = step(first(), BATCH)
+    before = jax.tree.map(np.array, state)
+    state, numbers = step(state, broken)
+    assert not np.isfinite(numbers["loss"]) and np.isfinite(numbers["parameter_norm"])
+    assert numbers["skipped"] == 1 and state["step"] == 2
+    for part in ("params", "ema", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, state[part], before[part])
+    state, numbers = step(state, BATCH)
+    assert numbers["skipped"] == 1
+    # The schedule stands where it stood; the step, and with it randomness, goes on.
+    assert numbers["learning_rate"] == pytest.approx(0.2)
+    whole = first()
+    for _ in range(2):
+        whole, _ = step(whole, BATCH)
+    for part in ("params", "ema", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, state[part], whole[part])
+    assert (state["step"], whole["step"]) == (3, 2)
+
+
+def test_an_update_to_infinite_params_is_dropped_too():
+    first, step = made(linear, update.Options(skip=True), rate=3e38)
+    state = first()
+    before = jax.tree.map(np.array, state["params"])
+    state, numbers = step(state, BATCH)
+    assert np.isfinite(numbers["loss"]) and numbers["skipped"] == 1
+    jax.tree.map(np.testing.assert_array_equal, state["params"], before)
+
+
+def test_without_skip_a_bad_update_is_made():
+    first, step = made(linear, update.Options())
+    state, numbers = step(first(), BATCH | {"y": BATCH["y"] * np.nan})
+    assert np.isnan(state["params"]["kernel"]).all() and "skipped" not in numbers
+
+
+def test_frozen_params_stay_bit_equal_without_optimiser_state():
+    options = update.Options(ema=0.9, trained="bias")
+    tx = optax.chain(
+        optax.add_decayed_weights(0.1), optax.adam(lambda step: 0.1 * (step + 1))
+    )
+    first, step = made(linear, options, tx)
+    state = first()
+    names = jax.tree_util.tree_flatten_with_path(state["opt_state"])[0]
+    assert not [path for path, _ in names if "kernel" in jax.tree_util.keystr(path)]
+    before = jax.tree.map(np.array, state["params"])
+    for _ in range(2):
+        state, numbers = step(state, BATCH)
+    for name in ("params", "ema"):
+        np.testing.assert_array_equal(state[name]["kernel"], before["kernel"])
+        assert state[name]["bias"] != before["bias"]
+    params = before | {"bias": np.array(state["params"]["bias"])}
+    state, numbers = step(state, BATCH)
+    _, grads = jax.value_and_grad(linear, has_aux=True)(params, BATCH, None)
+    assert numbers["gradient_norm"] == pytest.approx(
+        abs(float(grads["bias"])), rel=1e-5
+    )
+
+
+def test_a_part_of_the_params_by_whole_names():
+    params = {"head": {"kernel": 1, "bias": 2}, "header": {"kernel": 3}, "a": {"b": 4}}
+    assert update.part(params, "head/.*") == {"head": {"kernel": 1, "bias": 2}}
+    assert update.part(params, ".*/kernel|a/b") == {
+        "head": {"kernel": 1},
+        "header": {"kernel": 3},
+        "a": {"b": 4},
+    }
+    assert update.part(params, ".*") == params

@@ -12,12 +12,21 @@ log = logging.getLogger(__name__)
 
 def load(config) -> dict[str, pipeline.Dataset]:
     """The splits that the config names; fills in statistics it asks of the data set."""
-    sound = config.spectrogram
-    if sound.normalise == "dataset" and "spectrogram" in config.modalities:
-        sound.mean, sound.std = stats.sound(config.data.dir, sound.preset)
-        log.info("log-mel mean %.4f, deviation %.4f (data set)", sound.mean, sound.std)
+    if "spectrogram" in config.modalities:
+        _statistics(config)
     names = {"train": config.data.split, "eval": config.eval.split}
     return {role: split(config, name) for role, name in names.items()}
+
+
+def _statistics(config):
+    """Looks mean and deviation of log-mels up, or fixed ones over."""
+    sound = config.spectrogram
+    if sound.normalise == "fixed":
+        stats.check_fixed(config)
+    if sound.normalise == "dataset":
+        where = config.data.dir, sound.preset, config.data.split, config.data.source
+        sound.mean, sound.std = stats.sound(*where)
+        log.info("log-mel mean %.4f, deviation %.4f (data set)", sound.mean, sound.std)
 
 
 def split(config, name: str, label: str | None = None) -> pipeline.Dataset:

@@ -39,7 +39,7 @@ def test_both_splits_with_the_labels_that_the_loss_wants(opened):
 
 
 def test_statistics_of_the_data_set_are_filled_in(opened, monkeypatch):
-    monkeypatch.setattr(datasets.stats, "sound", lambda where, preset: (-1.5, 2.5))
+    monkeypatch.setattr(datasets.stats, "sound", lambda *where: (-1.5, 2.5))
     settings = config("digits/finetune")
     settings.spectrogram.normalise = "dataset"
     datasets.load(settings)
@@ -47,3 +47,13 @@ def test_statistics_of_the_data_set_are_filled_in(opened, monkeypatch):
     settings.modalities, settings.spectrogram.mean = ("rgb",), 0.0
     datasets.load(settings)
     assert settings.spectrogram.mean == 0.0
+
+
+def test_fixed_statistics_are_looked_over(opened, monkeypatch):
+    seen = []
+    monkeypatch.setattr(datasets.stats, "check_fixed", seen.append)
+    settings = config("digits/finetune")
+    datasets.load(settings)
+    settings.spectrogram.normalise = "fixed"
+    datasets.load(settings)
+    assert seen == [settings]

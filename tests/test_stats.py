@@ -1,4 +1,4 @@
-"""Statistics of log-mels against a plain float64 computation on the same sound."""
+"""Statistics against a plain float64 computation on the same sound and pictures."""
 
 import logging
 import re
@@ -7,19 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy
+from ml_collections import ConfigDict
 from test_spectrogram import reference
 
 from av_mae import stats
 from data import Clip, RecordError, prepare, records
 
 
-def write_set(folder: Path, waveforms: list) -> Path:
+def write_set(folder: Path, waveforms: list, pictures: list | None = None) -> Path:
     """A prepared data set whose clips have this sound; None: picture alone."""
     folder.mkdir(parents=True)
     picture = np.zeros((2, 16, 16, 3), np.uint8)
+    pictures = [picture] * len(waveforms) if pictures is None else pictures
     payloads = [
-        records.encode(Clip(picture, 25.0, waveform), f"{i}.mp4", ())
-        for i, waveform in enumerate(waveforms)
+        records.encode(Clip(shown, 25.0, waveform), f"{i}.mp4", (), frames="jpeg")
+        for i, (shown, waveform) in enumerate(zip(pictures, waveforms, strict=True))
     ]
     name = records.shard_name("set", "train", 0, 1)
     records.write_shard(folder / name, payloads)
@@ -123,9 +125,9 @@ def test_no_sound_at_all_is_an_error(tmp_path, capsys):
     prepare.prepare(tmp_path / "clips", tmp_path / "set", split={"train": 1.0}, jobs=1)
     with pytest.raises(RecordError, match="no clip of train has sound"):
         stats.sound(str(tmp_path / "set"))
-    with pytest.raises(SystemExit, match="2"):
-        stats.main([str(tmp_path / "set")])
-    assert capsys.readouterr().err.startswith("error: ")
+    stats.main([str(tmp_path / "set")])
+    shown = capsys.readouterr().out
+    assert shown.startswith("rgb: ") and "no clip of train has sound" in shown
     with pytest.raises(SystemExit, match="2"):
         stats.main([str(tmp_path / "nowhere")])
     assert "python -m data.prepare" in capsys.readouterr().err
@@ -140,3 +142,71 @@ def test_the_command(tmp_path):
     )
     text = toy.run("-m", "av_mae.stats", tmp_path / "set")
     assert text.startswith("log-mel (mbt): mean ") and "from 2 clips of " in text
+    (folder,) = (tmp_path / "set").glob("*/1.0.0")
+    assert records.read_info(folder)["statistics"].keys() == {"log_mel/mbt", "rgb"}
+
+
+def test_colours_equal_a_direct_computation(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    pictures = [  # flat in blocks of 8, which a JPEG keeps to a level or so
+        np.repeat(np.repeat(rng.integers(0, 256, (7, 2, 3, 3), np.uint8), 16, 1), 16, 2)
+        for _ in range(5)
+    ]
+    pictures.append(None)
+    waveforms = [np.ones(1600, np.int16)] * 6
+    folder = write_set(tmp_path / "set", waveforms, pictures)
+    used = np.stack([x[[1, 3, 5]] for x in pictures[:5]]) / 255  # middles of thirds
+    stats.main([str(folder), "--preset", "mbt", "kaldi"])
+    stored = records.read_info(folder)["statistics"]
+    assert stored.keys() == {"log_mel/mbt", "log_mel/kaldi", "rgb"}
+    found = stored["rgb"]
+    assert found["clips"] == 5
+    np.testing.assert_allclose(found["mean"], used.mean((0, 1, 2, 3)), atol=0.01)
+    np.testing.assert_allclose(found["std"], used.std((0, 1, 2, 3)), atol=0.01)
+    shown = capsys.readouterr().out
+    assert shown.count(" ± ") == 2 * 2 + 6
+
+
+def test_standard_errors_are_those_of_repeated_samples():
+    """Of mean and deviation: the spread over many samples of 60 clips."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        levels, widths = rng.normal(0, 2, 60), rng.uniform(0.5, 3, 60)
+        squares = levels**2 + widths**2  # of a clip at this level, so wide
+        found.append(stats._summary(list(levels), list(squares)))
+    for key in ("mean", "std"):
+        spread = np.std([x[key] for x in found])
+        told = np.mean([x[f"{key}_standard_error"] for x in found])
+        assert told == pytest.approx(spread, rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "right"),
+    [
+        (1.0, 0.5, True),
+        (1.04, 0.54, True),
+        (1.06, 0.5, False),
+        (1.0, 0.56, False),
+        (1.0, 1.0, True),  # AudioMAE divides by twice the deviation
+        (1.0, 1.15, False),
+        (1.0, 0.25, False),
+    ],
+)
+def test_fixed_numbers_that_are_not_those_of_the_data_are_told(
+    tmp_path, caplog, mean, std, right
+):
+    folder = write_set(tmp_path / "set", [np.ones(1600, np.int16)])
+    sound = dict(preset="mbt", normalise="fixed", mean=mean, std=std)
+    data = dict(dir=str(folder), split="train", source="records")
+    config = ConfigDict(dict(spectrogram=sound, data=data))
+    with caplog.at_level(logging.INFO):
+        assert stats.check_fixed(config) == ""
+    assert "python -m av_mae.stats" in caplog.text  # nothing is stored yet
+    opened = records.Records(folder, "train")
+    stats.store(opened, {"log_mel/mbt": dict(mean=1.0, std=0.5)})
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        told = stats.check_fixed(config)
+    assert bool(told) == bool(caplog.records) == (not right)
+    assert right or f"spectrogram.mean={mean:g} and std={std:g} are not" in told

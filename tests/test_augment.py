@@ -196,7 +196,8 @@ def test_colours_change_as_in_tensorflow():
     names = ("saturation", "contrast", "hue")
     for name, argument in zip(names * 2, (0.6, 0.6, -0.2, 1.4, 1.4, 0.13), strict=True):
         theirs = getattr(tf.image, f"adjust_{name}")(x, argument).numpy()
-        ours = getattr(augment, f"adjust_{name}")(x, jnp.full((2, 1, 1, 1), argument))
+        change = getattr(augment, f"adjust_{name}")
+        ours = change(jnp.asarray(x), jnp.full((2, 1, 1, 1), argument))
         np.testing.assert_allclose(ours, theirs, atol=2e-6)
         error = np.abs(ours - theirs).max()
         parity.record("Colour", f"tf.image {name} {argument}", outputs=error)

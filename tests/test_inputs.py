@@ -200,3 +200,107 @@ def test_sound_is_shifted_in_training_alone():
     # Nothing is lost: the same values in another order.
     both = [np.sort(make(c, True), axis=None) for c in (settings, plain)]
     np.testing.assert_allclose(*both, rtol=1e-4, atol=1e-4)
+
+
+PUBLISHED = dict(colour=0.8, grey=0.1, flip=0.5, erase=0.25, time_shift=True)
+PUBLISHED |= dict(frequency_masks=2, frequency_width=36, time_masks=4, time_width=8)
+
+
+def numbers(settings, batch, train, rng=KEY):
+    """The patches of a batch."""
+    made = quick(lambda batch, rng: inputs.make(settings, False)(batch, rng, train)[0])
+    return jax.tree.map(np.asarray, made(batch, rng))
+
+
+def test_augmentation_happens_in_training_alone_and_costs_nothing_where_it_is_off():
+    settings, batch = small(), batch_of()
+    plain = small()
+    settings.augment.update(PUBLISHED)
+    plain.augment.flip = 0.0
+    text = lambda config, train: str(
+        jax.make_jaxpr(lambda batch: inputs.make(config, False)(batch, KEY, train))(
+            batch
+        )
+    )
+    evaluated = text(plain, False)
+    assert text(settings, False) == evaluated == text(plain, True)
+    assert "random_bits" not in evaluated and "random_bits" in text(settings, True)
+    still, moving = (numbers(settings, batch, train) for train in (False, True))
+    assert all(not np.allclose(still[m], moving[m]) for m in still)
+
+
+def test_erased_boxes_and_bands_lie_in_the_normalised_values():
+    """A box of noise whatever the statistics; bands at the data set's mean."""
+    settings, batch = small(), batch_of()
+    settings.picture.update(mean=(9.0, 9.0, 9.0), std=(1.0, 1.0, 1.0))
+    settings.spectrogram.update(normalise="fixed", mean=99.0, std=1.0)
+    settings.augment.update(flip=0.0, erase=1.0, time_masks=3, time_width=20)
+    found = numbers(settings, batch, True)
+    for m, values in numbers(settings, batch, False).items():
+        changed = np.abs(found[m] - values) > 0.5
+        assert changed.any((1, 2)).sum() >= 2 and values.max() < -7
+        assert np.abs(found[m][changed]).max() < 6
+
+
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("colour", 1.2, "augment.colour is 1.2, but it is a probability"),
+        ("erase", -0.1, "augment.erase is -0.1, but it is a probability"),
+        ("frequency_masks", 2, "frequency_masks is 2 and augment.frequency_width 0"),
+        ("time_width", 48, "augment.time_masks is 0 and augment.time_width 48"),
+    ],
+)
+def test_an_impossible_augmentation_is_named(field, value, words):
+    settings = small()
+    settings.augment[field] = value
+    with pytest.raises(ConfigError, match=words):
+        inputs.make(settings, False)
+
+
+def test_evaluation_is_degraded_by_the_clips_number_in_the_data_set():
+    """Whatever the batch, its order and size, and the random key; not in training."""
+    settings, batch = config("audioset/finetune", "smoke"), batch_of(v=2)
+    settings.data.update(small().data)
+    settings.model.variant = "Ti/8x2"
+    settings.augment.update({name: type(x)() for name, x in PUBLISHED.items()})  # off
+    batch["index"] = jnp.array([7, 900, 31])
+    settings.eval.corruption = "mute:1"
+    silent = numbers(settings, batch, False)
+    assert len(np.unique(silent["spectrogram"])) == 1
+    settings.modalities, settings.eval.corruption = ("rgb",), "noise:30"
+    found = numbers(settings, batch, False)
+    assert np.abs(found["rgb"] - silent["rgb"]).mean() > 0.1
+    order = jnp.array([2, 0])
+    fewer = {k: x[order] for k, x in batch.items()}
+    again = numbers(settings, fewer, False, jax.random.key(5))
+    both = found["rgb"].reshape(3, 2, *found["rgb"].shape[1:])[np.asarray(order)]
+    np.testing.assert_allclose(again["rgb"], both.reshape(again["rgb"].shape))
+    np.testing.assert_array_equal(numbers(settings, batch, True)["rgb"], silent["rgb"])
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_training_on_degraded_input_draws_anew_at_every_step(name):
+    settings, batch = config(f"folder/{name}", "smoke"), batch_of()
+    settings.data.update(small().data)
+    settings.model.variant, settings.augment.flip = "Ti/8x2", 0.0
+    settings.modalities = ("rgb",)
+    batch["index"] = jnp.arange(3)
+    usual = numbers(settings, batch, True)
+    settings.augment.corruption = "noise:30"
+    found, other = (numbers(settings, batch, True, jax.random.key(i)) for i in range(2))
+    for values in (usual["rgb"], other["rgb"]):
+        assert np.abs(found["rgb"] - values).mean() > 0.1
+    np.testing.assert_array_equal(numbers(settings, batch, False)["rgb"], usual["rgb"])
+
+
+@pytest.mark.parametrize("field", ["eval", "augment"])
+def test_a_wrong_corruption_names_its_field(field):
+    settings = config("audioset/finetune", "smoke")
+    settings[field].corruption = "blurred:2"
+    with pytest.raises(ConfigError, match=f"{field}.corruption is 'blurred': did you"):
+        inputs.make(settings, False)
+    settings[field].corruption = "mute:0.5"
+    settings.spectrogram.preset = "precomputed"
+    with pytest.raises(ConfigError, match=f"{field}.corruption .* needs waveforms"):
+        inputs.make(settings, False)

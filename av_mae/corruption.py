@@ -17,7 +17,8 @@ trained on (pretraining and finetuning), both written KIND:LEVEL:
 
 They act on bytes of frames and samples of sound as they are stored, before anything
 else. A clip's random numbers come from its number in the data set alone, in evaluation,
-so that neither batch size nor order changes a result; in training from the step.
+so that neither batch size nor order changes a result; in training from the step. Clips
+that are in no data set, as a user gives them to predict, are left as they are.
 """
 
 import math

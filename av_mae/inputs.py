@@ -93,7 +93,7 @@ def make(config, missing: bool) -> Callable:
     `batch` is the dict of the data pipeline; its v views become rows. `present[m]` is
     [b] bool, or None when no clip of the data set lacks a modality (`missing` False).
     `mixes` {m: Mix}, if any, says how rows are mixed once they are normalised. Patches
-    are float32.
+    are float32. Clips that have no number in a data set (`index`) are never degraded.
     """
     cuts = layouts(config)
     _check_augment(config.augment)
@@ -101,7 +101,7 @@ def make(config, missing: bool) -> Callable:
 
     def prepare(batch: dict, rng, train: bool, mixes: Mapping | None = None):
         patches, present = {}, {}
-        if damage[train]:
+        if damage[train] and "index" in batch:
             batch = damage[train](batch, _keys(batch, rng, train))
         for i, (m, cut) in enumerate(cuts.items()):
             x = VALUES[m](config, batch, jax.random.fold_in(rng, i), train)

@@ -47,7 +47,7 @@ from google.protobuf import message
 from PIL import Image
 
 from data import Clip, RecordError
-from data.records import SequenceExample, encode_jpeg, make_final
+from data.records import SequenceExample, encode_jpeg, make_final, read_info
 
 FORMAT = 2  # of the kept lists
 LABELS, TEXTS = "clip/label/index", "clip/label/text"
@@ -516,18 +516,28 @@ def _cache() -> Path:
 def matches(where: str | os.PathLike) -> bool:
     """Whether `data.dir` means TFRecords: a folder that holds some, or a pattern."""
     if Path(where).is_dir():
-        prepared = [
-            *Path(where).glob("dataset.json"),
-            *Path(where).glob("*/*/dataset.json"),
-        ]
-        return not prepared and any(_shards_in(Path(where)))
+        if prepared := _prepared(where):
+            return any(_shards_in(prepared))
+        return any(_shards_in(Path(where)))
     return bool(re.search(r"[*?\[]|\{split\}|@\d+$|\.tfrecord", str(where)))
+
+
+def _prepared(where: str | os.PathLike) -> Path | None:
+    """The folder of dataset.json, if `data.prepare` made this."""
+    names = ("dataset.json", "*/*/dataset.json")
+    found = [path.parent for name in names for path in Path(where).glob(name)]
+    return found[0] if found else None
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file is a shard of TFRecords by its name."""
+    return bool(SHARD.search(path.name)) and ".array_record" not in path.name
 
 
 def _shards_in(folder: Path) -> Iterator[Path]:
     """TFRecord files of a folder and of the folders in it."""
     for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
-        if SHARD.search(path.name) and ".array_record" not in path.name:
+        if is_shard(path):
             yield path
 
 
@@ -594,6 +604,8 @@ class Records:
         skip_bad_records: int = 0,
     ):
         self.split, self._mels, self._as_tensorflow = split, mels, as_tensorflow
+        prepared = _prepared(where) if Path(where).is_dir() else None
+        where = prepared or where
         shards = find(where, split)
         self.folder = shards[0].parent
         every = sorted({*shards, *find(where, None)})
@@ -607,12 +619,16 @@ class Records:
         entries = [(path, entry) for path in shards for entry in listings[path].entries]
         self._places = [(path, _known(e, fps, sample_rate)) for path, e in entries]
         self.index = [self._describe(entry) for _, entry in self._places]
-        self.info = dict(
-            name=self.folder.name,
-            labels=_label_names(self.folder, listings.values()),
-            settings=dict(fps="source", sample_rate=self._sample_rate(sample_rate)),
-            statistics={},
-            checksums={path.name: _digest(listings[path]) for path in shards},
+        self.info = (
+            read_info(prepared)
+            if prepared
+            else dict(
+                name=self.folder.name,
+                labels=_label_names(self.folder, listings.values()),
+                settings=dict(fps="source", sample_rate=self._sample_rate(sample_rate)),
+                statistics={},
+                checksums={path.name: _digest(listings[path]) for path in shards},
+            )
         )
         if "{split}" not in str(where) and not Path(where).is_dir():
             log.warning("%s is the same clips for every split.", where)

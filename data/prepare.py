@@ -39,6 +39,7 @@ from data import (
     DataError,
     ManifestError,
     RecordError,
+    dmvr,
     manifest,
     published,
     records,
@@ -70,6 +71,7 @@ def prepare(
     share: tuple[int, int] = (1, 1),
     finish: bool = False,
     runner: str = "processes",
+    format: str = "records",
 ) -> dict:
     """Prepares a data set in `out`, or goes on with it; returns the report.
 
@@ -90,6 +92,8 @@ def prepare(
             make the others. The report is {"shards_left": number} until all are there.
         finish: makes no shard, but index and metadata from those that are there.
         runner: "processes" of this machine, or "beam": an Apache Beam pipeline.
+        format: "records", or "dmvr": TFRecords as Scenic reads them (data/dmvr.py),
+            whose pictures are JPEG.
 
     Raises:
         ManifestError: the source is no usable list of clips.
@@ -100,6 +104,8 @@ def prepare(
     split = dict(split or {"train": 0.9, "validation": 0.1})
     settings = dict(fps=fps, short_side=short_side, frames=frames)
     settings |= dict(sample_rate=sample_rate, split=split, version=SETTINGS_VERSION)
+    if format == "dmvr":
+        settings |= dict(frames="jpeg", format="dmvr")
     found = (
         manifest.read(source) if not isinstance(source, manifest.Manifest) else source
     )
@@ -158,6 +164,12 @@ def _plan(found: manifest.Manifest, settings: dict, folder: Path) -> dict:
     """Labels, shards and what is to be remembered of them, all fixed before work."""
     rows = found.rows
     names = label_names(rows) if found.labels is None else found.labels
+    as_dmvr = settings.get("format") == "dmvr"
+    if as_dmvr and isinstance(names, dict):
+        raise ManifestError(
+            f"The clips have labels of several kinds ({', '.join(names)}), for which "
+            "DMVR has no room; leave --format dmvr out."
+        )
     splits = collections.defaultdict(list)
     for row in rows:
         splits[row.split or choose_split(row.id, settings["split"])].append(row)
@@ -172,7 +184,7 @@ def _plan(found: manifest.Manifest, settings: dict, folder: Path) -> dict:
             *shard, [sharding.Job(r, numbers(r), remembered) for r in members]
         )
         for s in order
-        for *shard, members in _shards(splits[s], s, counts[s], folder)
+        for *shard, members in _shards(splits[s], s, counts[s], folder, as_dmvr)
     ]
     hashed = any(row.split is None for row in rows)
     empty = [s for s in settings["split"] if hashed and s not in splits]
@@ -229,7 +241,7 @@ def shuffled(rows: Iterable[manifest.Row]) -> list[manifest.Row]:
     return sorted(rows, key=lambda row: (_hashes(row.id)[1], row.id))
 
 
-def _shards(rows, split: str, count: int, folder: Path) -> Iterator[tuple]:
+def _shards(rows, split, count: int, folder: Path, as_dmvr=False) -> Iterator[tuple]:
     """(split, number, path, progress, rows) of the shards of a split.
 
     The order of its clips does not depend on the number of shards.
@@ -238,7 +250,8 @@ def _shards(rows, split: str, count: int, folder: Path) -> Iterator[tuple]:
     for row in shuffled(rows):
         members[_hashes(row.id)[1] * count >> 64].append(row)
     for number, rows_ in enumerate(members):
-        path = folder / records.shard_name(folder.parent.name, split, number, count)
+        file = records.shard_name(folder.parent.name, split, number, count)
+        path = folder / (dmvr.shard_name(split, number, count) if as_dmvr else file)
         progress = folder / "progress" / f"{split}-{number:05d}.json"
         yield split, number, path, progress, rows_
 
@@ -285,12 +298,13 @@ def _locked(lock, wait: float) -> bool:
 
 
 def _check_settings(out: Path, stored: dict, wanted: dict) -> None:
-    for key in ("fps", "short_side", "frames", "sample_rate", "split", "version"):
+    keys = ("fps", "short_side", "frames", "sample_rate", "split", "version", "format")
+    for key in keys:
         if stored.get(key) != wanted.get(key):
             option = key.replace("_", "-")
             raise RecordError(
                 f"{out}: was started with {option} {_words(stored.get(key))}, not "
-                f"{_words(wanted[key])}; give the same settings or another --out."
+                f"{_words(wanted.get(key))}; give the same settings or another --out."
             )
     if stored != wanted:
         raise RecordError(
@@ -459,6 +473,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--frames", choices=("h264", "jpeg"), default="h264",
         help="how pictures are stored; jpeg decodes somewhat faster and takes ten "
         "times the space (default: %(default)s)")  # fmt: skip
+    add("--format", choices=("records", "dmvr"), default="records",
+        help="dmvr: TFRecords as Scenic reads them, with JPEG pictures "
+        "(default: %(default)s)")  # fmt: skip
     add("--sample-rate", type=_positive, default=16000,
         help="of the sound, in Hz (default: %(default)s)")  # fmt: skip
     add("--jobs", type=_positive, help="worker processes (default: one a core)")

@@ -680,6 +680,11 @@ def write_metadata(folder: Path, info: dict) -> None:
 
     dataset.json comes last: a folder that has it is complete.
     """
+    if info.get("settings", {}).get("format") == "dmvr":  # not for TFDS
+        text = "".join(f"{name}\n" for name in info["labels"])
+        write_text(folder / "labels.txt", text)
+        write_json(folder / "dataset.json", info)
+        return
     splits = []
     for split, counts in info["splits"].items():
         shards = counts["shard_lengths"]

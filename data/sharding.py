@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data import DataError, manifest, media, records, workers
+from data import DataError, dmvr, manifest, media, records, workers
 
 CUT_SLACK = 1.0  # s by which a file that was cut already may be longer than its part
 
@@ -64,12 +64,20 @@ def write(shard: Shard, outcomes: Iterator[workers.Outcome]) -> None:
                 reason = outcome.reason.removeprefix(f"{row.path}: ")
                 failed.append(dict(id=row.id, path=str(row.path), reason=reason))
             else:
-                clips.append(_describe(records.Record(outcome.payload)))
-                yield outcome.payload
+                record = records.Record(outcome.payload)
+                clips.append(_describe(record))
+                yield as_dmvr(job, record) if in_dmvr else outcome.payload
 
-    records.write_shard(shard.path, payloads())
+    in_dmvr = dmvr.is_shard(shard.path)
+    (dmvr if in_dmvr else records).write_shard(shard.path, payloads())
     sums = records.checksum(shard.path)
     records.write_json(shard.progress, dict(clips=clips, failed=failed, checksum=sums))
+
+
+def as_dmvr(job: Job, record: records.Record) -> bytes:
+    """The record as DMVR has it, with the names of its labels."""
+    names = dict(zip(job.labels, job.row.labels, strict=True))
+    return dmvr.from_record(record, names)
 
 
 def _describe(record: records.Record) -> dict:

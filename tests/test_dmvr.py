@@ -15,9 +15,20 @@ from types import SimpleNamespace
 import numpy as np
 import parity
 import pytest
+import toy
 from PIL import Image
 
-from data import Clip, ConfigError, RecordError, dmvr, pipeline, records
+from data import (
+    Clip,
+    ConfigError,
+    ManifestError,
+    RecordError,
+    dmvr,
+    inspect,
+    pipeline,
+    prepare,
+    records,
+)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 FIXTURES = SHARED / "fixtures/scenic/data"
@@ -580,3 +591,35 @@ def test_a_prepared_record_becomes_one_of_dmvr_without_loss(tmp_path):
     facts = json.loads(context[dmvr.FACTS].bytes_list.value[0])
     assert facts == jpeg.facts and facts["file"] == "a.mp4"
     assert context[dmvr.TEXTS].bytes_list.value == [b"owl"]
+
+
+def test_prepare_writes_what_is_read_back_equal(tmp_path):
+    """The command with --format dmvr against the same clips as records of JPEGs."""
+    toy.write_folder(tmp_path / "clips", 6, silent=(1,))
+    common = ("-m", "data.prepare", tmp_path / "clips", "--jobs", 1)
+    text = toy.run(*common, "--out", tmp_path / "dmvr", "--format", "dmvr")
+    assert "2 classes: bell 3, drum 3" in text
+    toy.run(*common, "--out", tmp_path / "jpeg", "--frames", "jpeg")
+    fields = dict(audio_seconds=0.5, resize="antialias")
+    ours, theirs = (
+        load(tmp_path / kind, config=fields | dict(source=source), label="class")
+        for kind, source in (("dmvr", "records"), ("jpeg", "records"))
+    )
+    assert ours.ids == theirs.ids and ours.label_names == theirs.label_names
+    for batch, other in zip(ours.evaluate(4), theirs.evaluate(4), strict=True):
+        assert batch.keys() == other.keys()
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], other[key])
+    (folder,) = tmp_path.glob("dmvr/dmvr/1.0.0")
+    assert (folder / "labels.txt").read_text() == "bell\ndrum\n"
+    pattern = load(f"{folder}/{{split}}.tfrecord@1", config=fields)
+    assert pattern.ids == ours.ids and pattern.label_names == ["bell", "drum"]
+    text = toy.run(*common, "--out", tmp_path / "dmvr", code=2)
+    assert "was started with frames jpeg, not h264" in text
+    assert inspect.main([str(tmp_path / "dmvr"), "--verify"]) == 0
+
+
+def test_labels_of_several_kinds_have_no_room_here(tmp_path):
+    (tmp_path / "a.csv").write_text("path,label_verb,label_noun\na.mp4,cut,bread\n")
+    with pytest.raises(ManifestError, match="verb, noun.*leave --format dmvr out"):
+        prepare.prepare(tmp_path / "a.csv", tmp_path / "set", format="dmvr")

@@ -257,8 +257,11 @@ class Dataset:
                 f"the spectrogram preset wants {sound.rate}; prepare the data set "
                 f"again with `python -m data.prepare … --sample-rate {sound.rate}`."
             )
+        self._check_preparation(settings)
         fps = settings["fps"]
         if not isinstance(fps, int | float):  # 'source': each record has its own
+            if self._config.prepared["fps"] == "source":
+                return
             fps = self._first_seen(records).fps
         if "rgb" in modalities and abs(fps - self._config.fps) > 0.01:
             log.warning(
@@ -266,6 +269,19 @@ class Dataset:
                 "%g: a stride of %d frames lasts another time than it should.",
                 *(self._where, fps, self._config.fps, self._config.stride),
             )
+
+    def _check_preparation(self, settings):
+        """Warns where the data set was prepared otherwise than the config says."""
+        for option in ("fps", "short_side"):
+            wanted, found = self._config.prepared[option], settings.get(option, "")
+            found = f"{found:g}" if isinstance(found, int | float) else found
+            if wanted and found and wanted != found:
+                log.warning(
+                    "%s was prepared with --%s %s, but config.data.prepared.%s is %s: "
+                    "prepare it again, or set the field to '' to train with it as it "
+                    "is.",
+                    *(self._where, option.replace("_", "-"), found, option, wanted),
+                )
 
     def _first_seen(self, records):
         """The first record with picture (the first of all where there is none)."""

@@ -59,6 +59,7 @@ CONFIG = dict(
     limit=0,
     source="dmvr",
     skip_bad_records=0,
+    prepared=dict(fps="", short_side=""),
     randaugment="",
 )
 

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,7 @@ CONFIG = dict(
     limit=0,
     source="records",
     skip_bad_records=0,
+    prepared=dict(fps="", short_side=""),
     randaugment="",
 )
 
@@ -479,6 +481,28 @@ def test_rates_of_the_records(load, caplog):
         assert not caplog.records
         load(records, config=dict(fps=12.5))
         assert "25 frames a second, but config.data.fps expects 12.5" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "told"),
+    [
+        (dict(fps=25.0, short_side=256), dict(fps="25", short_side="256"), []),
+        (dict(fps="source", short_side=320), dict(fps="source", short_side="320"), []),
+        (dict(fps=25.0), dict(fps="25", short_side="256"), []),
+        (
+            dict(fps=25.0, short_side=256),
+            dict(fps="source", short_side="320"),
+            ["--fps 25, but .*prepared.fps is source", "--short-side 256, .* is 320"],
+        ),
+    ],
+)
+def test_how_the_records_were_prepared(load, caplog, found, wanted, told):
+    records = FakeRecords()
+    records.info["settings"] = dict(sample_rate=RATE) | found
+    load(records, config=dict(prepared=wanted))
+    assert len(caplog.records) == len(told)
+    for record, text in zip(caplog.records, told, strict=True):
+        assert re.search(text, record.getMessage())
 
 
 def test_prepared_clips_come_out_as_they_went_in(prepared):

@@ -140,6 +140,7 @@ def _data() -> dict:
         limit=0,
         source="records",
         skip_bad_records=0,
+        prepared=dict(fps="", short_side=""),
         randaugment="",
     )
 

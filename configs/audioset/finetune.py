@@ -1,6 +1,7 @@
 """AudioSet finetuning of Audiovisual MAE L/16x2 (Georgescu et al., ICCV 2023).
 
-    python -m data.prepare VIDEOS --dataset audioset --out datasets/audioset500k
+    python -m data.prepare --dataset audioset500k --videos VIDEOS --lists LISTS \
+        --out datasets/audioset500k
     python -m av_mae.main --config=configs/audioset/finetune.py \
         --workdir=runs/finetune \
         --config.init_from.checkpoint_path=runs/pretrain
@@ -58,6 +59,7 @@ def get_config(arg=""):
         limit=0,
         source="records",
         skip_bad_records=0,
+        prepared=dict(fps="25", short_side="256"),
         randaugment="",
     )
 

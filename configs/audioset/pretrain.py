@@ -1,6 +1,7 @@
 """AudioSet pretraining of Audiovisual MAE L/16x2 (Georgescu et al., ICCV 2023).
 
-    python -m data.prepare VIDEOS --dataset audioset --out datasets/audioset
+    python -m data.prepare --dataset audioset --videos VIDEOS --lists LISTS \
+        --out datasets/audioset
     python -m av_mae.main --config=configs/audioset/pretrain.py --workdir=runs/pretrain
 
 Data: AS-2M, 1,857,210 clips of 10 s when it was published, at 25 frames a second with a
@@ -59,6 +60,7 @@ def get_config(arg=""):
         limit=0,
         source="records",
         skip_bad_records=0,
+        prepared=dict(fps="25", short_side="256"),
         randaugment="",
     )
 

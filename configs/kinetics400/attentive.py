@@ -37,7 +37,7 @@ def get_config(arg=""):
     config.data = dict(
         dir="datasets/kinetics400",
         split="train",
-        fps=0.0,
+        fps=30.0,
         num_frames=16,
         stride=4,
         sampling="stretched",
@@ -57,6 +57,7 @@ def get_config(arg=""):
         limit=0,
         source="records",
         skip_bad_records=0,
+        prepared=dict(fps="source", short_side="320"),
         randaugment="",
     )
 

@@ -1,6 +1,6 @@
 """Kinetics-400 finetuning of VideoMAE (Tong et al., NeurIPS 2022).
 
-    python -m data.prepare VIDEOS --dataset kinetics400 --fps source --short-side 320 \
+    python -m data.prepare --dataset kinetics400 --videos VIDEOS --lists LISTS \
         --out datasets/kinetics400
     python -m av_mae.main --config=configs/kinetics400/finetune.py:B \
         --workdir=runs/finetune \
@@ -36,7 +36,7 @@ def get_config(arg=""):
     config.data = dict(
         dir="datasets/kinetics400",
         split="train",
-        fps=0.0,
+        fps=30.0,
         num_frames=16,
         stride=4,
         sampling="stretched",
@@ -56,6 +56,7 @@ def get_config(arg=""):
         limit=0,
         source="records",
         skip_bad_records=0,
+        prepared=dict(fps="source", short_side="320"),
         randaugment="rand-m7-n4-mstd0.5-inc1",
     )
 

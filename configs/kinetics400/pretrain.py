@@ -1,6 +1,6 @@
 """Kinetics-400 pretraining of VideoMAE (Tong et al., NeurIPS 2022).
 
-    python -m data.prepare VIDEOS --dataset kinetics400 --fps source --short-side 320 \
+    python -m data.prepare --dataset kinetics400 --videos VIDEOS --lists LISTS \
         --out datasets/kinetics400
     python -m av_mae.main --config=configs/kinetics400/pretrain.py:B \
         --workdir=runs/pretrain
@@ -34,7 +34,7 @@ def get_config(arg=""):
     config.data = dict(
         dir="datasets/kinetics400",
         split="train",
-        fps=0.0,
+        fps=30.0,
         num_frames=16,
         stride=4,
         sampling="held",
@@ -54,6 +54,7 @@ def get_config(arg=""):
         limit=0,
         source="records",
         skip_bad_records=0,
+        prepared=dict(fps="source", short_side="320"),
         randaugment="",
     )
 

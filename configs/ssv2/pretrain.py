@@ -1,6 +1,6 @@
 """Something-Something v2 pretraining of VideoMAE (Tong et al., NeurIPS 2022).
 
-    python -m data.prepare VIDEOS --dataset ssv2 --fps source --short-side source \
+    python -m data.prepare --dataset ssv2 --videos VIDEOS --lists LISTS \
         --out datasets/ssv2
     python -m av_mae.main --config=configs/ssv2/pretrain.py:B --workdir=runs/pretrain
 
@@ -33,7 +33,7 @@ def get_config(arg=""):
     config.data = dict(
         dir="datasets/ssv2",
         split="train",
-        fps=0.0,
+        fps=12.0,
         num_frames=16,
         stride=2,
         sampling="held",
@@ -53,6 +53,7 @@ def get_config(arg=""):
         limit=0,
         source="records",
         skip_bad_records=0,
+        prepared=dict(fps="source", short_side="source"),
         randaugment="",
     )
 

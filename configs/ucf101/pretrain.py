@@ -1,6 +1,6 @@
 """UCF101 pretraining of VideoMAE ViT-B (Tong et al., NeurIPS 2022), on UCF101 alone.
 
-    python -m data.prepare UCF101 --dataset ucf101 --fps source --short-side source \
+    python -m data.prepare --dataset ucf101 --videos VIDEOS --lists LISTS \
         --out datasets/ucf101
     python -m av_mae.main --config=configs/ucf101/pretrain.py --workdir=runs/pretrain
 
@@ -37,7 +37,7 @@ def get_config(arg=""):
     config.data = dict(
         dir="datasets/ucf101",
         split="train",
-        fps=0.0,
+        fps=25.0,
         num_frames=16,
         stride=4,
         sampling="held",
@@ -57,6 +57,7 @@ def get_config(arg=""):
         limit=0,
         source="records",
         skip_bad_records=0,
+        prepared=dict(fps="source", short_side="source"),
         randaugment="",
     )
 

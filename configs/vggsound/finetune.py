@@ -1,6 +1,7 @@
 """VGGSound finetuning of Audiovisual MAE L/16x2 (Georgescu et al., ICCV 2023).
 
-    python -m data.prepare VIDEOS --dataset vggsound --out datasets/vggsound
+    python -m data.prepare --dataset vggsound --videos VIDEOS --lists LISTS \
+        --out datasets/vggsound
     python -m av_mae.main --config=configs/vggsound/finetune.py \
         --workdir=runs/finetune \
         --config.init_from.checkpoint_path=runs/pretrain
@@ -56,6 +57,7 @@ def get_config(arg=""):
         limit=0,
         source="records",
         skip_bad_records=0,
+        prepared=dict(fps="25", short_side="256"),
         randaugment="",
     )
 

@@ -2,13 +2,18 @@
 
     python -m av_mae.export CHECKPOINT --to safetensors --out DIR
     python -m av_mae.export CHECKPOINT --to hf-videomae --out DIR
+    python -m av_mae.export CHECKPOINT --to stablehlo --out DIR --licence CC-BY-4.0
+    python -m av_mae.export CHECKPOINT --to savedmodel --out DIR
 
 CHECKPOINT is a workdir, its checkpoints folder or one step. `safetensors` is any model
 as model.safetensors (our names) and config.json; `init_from.checkpoint_path` and
 `av_mae.convert` take the folder. `hf-videomae` is a model of rgb alone as Hugging
 Face's VideoMAEForPreTraining or VideoMAEForVideoClassification open it, where it is one
 that they can express: fixed positions, no CLS token, and either mean pooling with the
-head's norm or the final norm with the first token.
+head's norm or the final norm with the first token. `stablehlo` and `savedmodel` are
+what `safetensors` is and a program beside it, for any number of clips, that runs
+without this package (portable.py says what goes in and comes out). Each has labels.txt
+and a model card, README.md, filled in from the run.
 """
 
 import argparse
@@ -21,7 +26,15 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from av_mae import CheckpointError, UserError, checkpoints, commandline, optim
+from av_mae import (
+    CheckpointError,
+    UserError,
+    card,
+    checkpoints,
+    commandline,
+    optim,
+    portable,
+)
 from av_mae import run as runs
 from av_mae.importers import exported
 from av_mae.transformer import size_of
@@ -34,11 +47,16 @@ _ACTIVATIONS = {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}
 
 
 def export(
-    checkpoint: Path | str, to: str, out: Path | str, weights: str = "params"
+    checkpoint: Path | str,
+    to: str,
+    out: Path | str,
+    weights: str = "params",
+    licence: str = "",
 ) -> list[str]:
     """Writes the folder `out`; returns sentences on what is not the same there.
 
-    to: a name of `LAYOUTS`; weights: `params`, or `ema` for their moving average.
+    to: a name of `LAYOUTS`; weights: `params`, or `ema` for their moving average;
+    licence: of the weights, for the card.
     Raises CheckpointError if the checkpoint cannot be read or expressed in the layout.
     """
     params, saved, meta = checkpoints.load(checkpoint, weights)
@@ -56,6 +74,17 @@ def export(
     for name, content in files.items():
         text = json.dumps(content, indent=2) + "\n"
         (out / name).write_text(text, encoding="utf-8")
+    program = {}
+    if to in portable.WRITERS:
+        program = portable.shapes(config)
+        portable.WRITERS[to](config, params, out)
+    if config.trainer == "finetune" and meta.get("labels"):
+        lines = card.label_lines(meta["labels"])
+        (out / "labels.txt").write_text(lines, encoding="utf-8")
+    count = sum(x.size for x in flat.values())
+    results = card.results_of(checkpoint)
+    text = card.text(config, meta, results, count, to, program, licence)
+    (out / "README.md").write_text(text, encoding="utf-8")
     return notes
 
 
@@ -109,7 +138,11 @@ def to_huggingface(config, flat: Arrays, meta: Mapping[str, Any]):
     return files, arrays, notes
 
 
-LAYOUTS = {"safetensors": to_safetensors, "hf-videomae": to_huggingface}
+LAYOUTS = {
+    "safetensors": to_safetensors,
+    "hf-videomae": to_huggingface,
+    **dict.fromkeys(portable.WRITERS, to_safetensors),
+}
 
 
 def _stack(flat: Arrays, coder: str) -> str:
@@ -300,10 +333,13 @@ def main(argv=None):
     parser.add_argument("--to", required=True, choices=LAYOUTS)
     parser.add_argument("--out", required=True, help="the folder to write")
     parser.add_argument("--weights", default="params", choices=("params", "ema"))
+    parser.add_argument("--licence", default="", help="of the weights, for the card")
     given = parser.parse_args(argv)
     commandline.quiet_libraries()
     try:
-        notes = export(given.checkpoint, given.to, given.out, given.weights)
+        notes = export(
+            given.checkpoint, given.to, given.out, given.weights, given.licence
+        )
     except UserError as error:
         commandline.stop(error)
     print("\n".join([*notes, f"written: {given.out} ({given.to})"]))

@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from importlib import metadata
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -20,3 +22,25 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # make the same arithmetic, take half. Other releases may not know the flag and abort.
 if "XLA_FLAGS" not in os.environ and metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory):
+    """A folder with clips (`clips`), records (`set`), runs `pretrain` and `finetune`.
+
+    Made by the user's commands, so only for slow tests.
+    """
+    import toy
+
+    path = tmp_path_factory.mktemp("toy_run")
+    toy.write_folder(path / "clips", 16, silent=(2,))
+    split = "--split=train=0.5,validation=0.5"
+    toy.run("-m", "data.prepare", path / "clips", "--out", path / "set", split)
+    for name in ("pretrain", "finetune"):
+        command = ["-m", "av_mae.main", f"--config=configs/folder/{name}.py:smoke"]
+        command += [f"--workdir={path / name}", f"--config.data.dir={path / 'set'}"]
+        if name == "finetune":
+            start = path / "pretrain"
+            command += [f"--config.init_from.checkpoint_path={start}"]
+        toy.run(*command)
+    return path

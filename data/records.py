@@ -45,9 +45,10 @@ import json
 import math
 import os
 import socket
+import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -73,6 +74,7 @@ X264 = {
 }
 COLOURS = {"colorspace": "ITU601", "color_range": "MPEG"}
 JPEG_QUALITY = 90
+SPOOLED = 32 << 20  # bytes of an encoded picture that memory holds
 OPEN_SHARDS = 256  # readers kept open; a process may have 1024 files open
 SINGLE = ("id", "has_rgb", "has_audio", "num_frames", "height", "width", "fps", "video")
 SINGLE += ("sample_rate", "num_samples", "audio", "facts")
@@ -155,6 +157,20 @@ def encode(
             the picture).
         frames: how the picture is stored, "h264" (even sizes) or "jpeg".
     """
+    return b"".join(encode_parts(clip, id, labels, facts, frames))
+
+
+def encode_parts(
+    clip: Clip,
+    id: str,
+    labels: Sequence[int] = (),
+    facts: dict | None = None,
+    frames: str = "h264",
+) -> Iterator[bytes]:
+    """The bytes that `encode` gives, in parts of which memory never holds all.
+
+    The whole clip is encoded when this returns; a long picture waits on the disk.
+    """
     fields = dict(id=id.encode(), labels=[int(label) for label in labels])
     fields |= _picture(clip, frames) | _sound(clip)
     facts = dict(facts or {}, **clip.source)
@@ -167,16 +183,16 @@ def encode(
     return _serialize(fields)
 
 
-def _serialize(fields: dict) -> bytes:
-    """A `tf.train.Example`; the large fields are put in by hand.
+def _serialize(fields: dict) -> Iterator[bytes]:
+    """A `tf.train.Example`, in parts; the large fields are put in by hand.
 
-    Protobuf would hold an hour's picture four times at once; this holds it twice.
+    Protobuf would hold an hour's picture four times at once.
     """
     example, pieces = Example(), []
     for name, value in fields.items():
         values = value if isinstance(value, list) else [value]
-        if name in ("video", "jpeg", "audio"):
-            listed = [part for data in values for part in _delimited(1, data)]
+        if name in ("video", "jpeg", "audio"):  # the JPEGs are delimited already
+            listed = [value] if name == "jpeg" else _delimited(1, value)
             feature = _delimited(2, *_delimited(1, *listed))
             pieces += _delimited(1, *_delimited(1, name.encode()), *feature)
             continue
@@ -188,10 +204,28 @@ def _serialize(fields: dict) -> bytes:
         else:
             feature.int64_list.value.extend(values)
     small = example.features.SerializeToString(deterministic=True)
-    return b"".join(_delimited(1, small, *pieces))
+    parts = _delimited(1, small, *pieces)
+    if sum(map(len, parts)) >= 2**31:
+        raise ValueError("its record would be larger than 2 GB; cut the clip shorter")
+    return (x for p in parts for x in (p.parts() if isinstance(p, _Spool) else (p,)))
 
 
-def _delimited(number: int, *pieces: bytes) -> list[bytes]:
+class _Spool:
+    """A file in memory, or on the disk when it grows: its length, and its parts."""
+
+    def __init__(self):
+        self.file = tempfile.SpooledTemporaryFile(SPOOLED)
+
+    def __len__(self) -> int:
+        return self.file.seek(0, os.SEEK_END)
+
+    def parts(self) -> Iterator[bytes]:
+        self.file.seek(0)
+        while part := self.file.read(1 << 20):
+            yield part
+
+
+def _delimited(number: int, *pieces: "bytes | _Spool") -> list:
     """`pieces` together as field `number` (below 16) of a protobuf message."""
     size, prefix = sum(map(len, pieces)), bytearray([number << 3 | 2])
     while size > 127:
@@ -212,11 +246,12 @@ def _picture(clip: Clip, kind: str) -> dict:
             shape, count = frame.shape[:2], count + 1
             yield frame
 
-    video, jpeg = b"", []
+    video, jpeg = _Spool(), _Spool()
     if kind == "h264":
-        video = _encode_h264(counted(), clip.fps)
+        _encode_h264(counted(), clip.fps, video.file)
     elif kind == "jpeg":
-        jpeg = [encode_jpeg(frame) for frame in counted()]
+        for frame in counted():
+            jpeg.file.writelines(_delimited(1, encode_jpeg(frame)))
     else:
         raise ValueError(f"frames must be 'h264' or 'jpeg', not {kind!r}")
     size = dict(num_frames=count, height=shape[0], width=shape[1])
@@ -224,9 +259,12 @@ def _picture(clip: Clip, kind: str) -> dict:
     return dict(has_rgb=int(count > 0), fps=fps, video=video, jpeg=jpeg, **size)
 
 
-def _encode_h264(frames: Iterable[np.ndarray], fps: float) -> bytes:
-    """uint8 [h w 3] frames of even sides → the bytes of an MP4 file; none: b""."""
-    file, container = io.BytesIO(), None
+def _encode_h264(frames: Iterable[np.ndarray], fps: float, file) -> None:
+    """Writes uint8 [h w 3] frames of even sides as MP4; nothing where there are none.
+
+    file: a binary file, open for writing and seeking.
+    """
+    container = None
     reformatter = VideoReformatter()
     for number, pixels in enumerate(frames):
         if container is None:
@@ -243,11 +281,9 @@ def _encode_h264(frames: Iterable[np.ndarray], fps: float) -> bytes:
         )
         frame.pts, frame.time_base = number, stream.codec_context.time_base
         container.mux(stream.encode(frame))
-    if container is None:
-        return b""
-    container.mux(stream.encode(None))
-    container.close()
-    return file.getvalue()
+    if container is not None:
+        container.mux(stream.encode(None))
+        container.close()
 
 
 def _h264_stream(container, shape, fps):

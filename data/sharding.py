@@ -93,8 +93,11 @@ def _describe(record: records.Record) -> dict:
     )
 
 
-def make_record(job: Job, beat: Callable = lambda: None) -> bytes:
-    """Reads a clip and encodes it; `beat` is called at every frame."""
+def make_record(job: Job, beat: Callable = lambda: None) -> Iterator[bytes]:
+    """Reads a clip and encodes it: the record's bytes in parts.
+
+    `beat` is called at every frame.
+    """
     row, settings = job.row, job.settings
     start, end = _cut(row)
     clip = media.read(
@@ -112,7 +115,7 @@ def make_record(job: Job, beat: Callable = lambda: None) -> bytes:
     stat = row.path.stat()
     facts["sha256"] = _sha256(row.path, stat.st_size, stat.st_mtime_ns)
     facts["settings_version"] = settings["version"]
-    return records.encode(clip, row.id, job.labels, facts, settings["frames"])
+    return records.encode_parts(clip, row.id, job.labels, facts, settings["frames"])
 
 
 def _cut(row: manifest.Row) -> tuple[float | None, float | None]:

@@ -5,6 +5,7 @@ of its own kind, whose loss costs that job alone.
 """
 
 import contextlib
+import io
 import multiprocessing
 import signal
 import time
@@ -32,8 +33,8 @@ def run(
 ) -> Iterator[Outcome]:
     """The outcomes of all jobs in their order, from `count` worker processes.
 
-    work: `work(job, beat)` gives bytes and calls `beat` as a sign of life. Workers are
-        spawned, so it is a function of a module.
+    work: `work(job, beat)` gives bytes, in parts, and calls `beat` as a sign of life.
+        Workers are spawned, so it is a function of a module.
     tell: is called with each outcome as soon as it is known.
 
     A worker that dies (a C library may do that) or stalls costs its clip, and is
@@ -102,11 +103,18 @@ class Worker:
         self.alive_at = time.monotonic()
         try:
             reason = self.pipe.recv()
-            payload = self.pipe.recv_bytes() if reason == "" else None
+            payload = self._parts() if reason == "" else None
         except (EOFError, OSError):
             return self._post_mortem()
         self.ready = True
         return None if reason is None else Outcome(payload, reason)
+
+    def _parts(self) -> bytes:
+        """The bytes that come in parts, of which the last is empty."""
+        whole = io.BytesIO()
+        while part := self.pipe.recv_bytes():
+            whole.write(part)
+        return whole.getvalue()
 
     def _post_mortem(self) -> Outcome:
         self.process.join(10)
@@ -130,23 +138,26 @@ class Worker:
 
 def _serve(pipe, work) -> None:
     """The life of a worker: jobs in; out come None as a sign of life, the reason why
-    there is no record, or "" and a record (in bytes: pickled it would be there twice).
+    there is no record, or "" and a record in parts, so that it is never here as a
+    whole.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     beat = _Beat(pipe)
     beat.send()
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         while True:
-            job, payload = pipe.recv(), None
+            job = pipe.recv()
             try:
-                payload = work(job, beat)
+                parts = work(job, beat)
             except DataError as error:
                 pipe.send(str(error) or "DataError")
             except Exception as error:  # a bad clip never stops the run
                 pipe.send(f"{type(error).__name__}: {error}")
             else:
                 pipe.send("")
-                pipe.send_bytes(payload)
+                for part in parts:
+                    pipe.send_bytes(part)
+                pipe.send_bytes(b"")
 
 
 class _Beat:

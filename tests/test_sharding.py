@@ -23,31 +23,35 @@ def shard(folder, *jobs):
     return sharding.Shard("train", 0, folder / "shard", folder / "known.json", jobs)
 
 
+def made(job):
+    return Record(b"".join(sharding.make_record(job)))
+
+
 def test_a_shard_is_made_once(tmp_path):
     toy.write_clip(tmp_path / "a.mp4", 0)
     (tmp_path / "b.mp4").write_text("no video")
-    made = shard(tmp_path / "x", job(tmp_path / "a.mp4"), job(tmp_path / "b.mp4"))
-    assert sharding.known(made) is None
-    sharding.make(made)
-    facts = sharding.known(made)
+    whole = shard(tmp_path / "x", job(tmp_path / "a.mp4"), job(tmp_path / "b.mp4"))
+    assert sharding.known(whole) is None
+    sharding.make(whole)
+    facts = sharding.known(whole)
     assert [clip["index"]["id"] for clip in facts["clips"]] == ["a.mp4"]
     assert [clip["id"] for clip in facts["failed"]] == ["b.mp4"]
     assert facts["failed"][0]["reason"].startswith("cannot be opened as media")
-    before = made.path.stat().st_mtime_ns
-    sharding.make(made)
-    assert made.path.stat().st_mtime_ns == before
-    assert [path.name for path in sorted(made.path.parent.iterdir())] == [
+    before = whole.path.stat().st_mtime_ns
+    sharding.make(whole)
+    assert whole.path.stat().st_mtime_ns == before
+    assert [path.name for path in sorted(whole.path.parent.iterdir())] == [
         "known.json",
         "shard",
     ]
-    made.path.write_bytes(made.path.read_bytes()[:-1])  # as a full disk leaves it
-    assert sharding.known(made) is None
+    whole.path.write_bytes(whole.path.read_bytes()[:-1])  # as a full disk leaves it
+    assert sharding.known(whole) is None
 
 
 def test_a_record_knows_where_it_comes_from(tmp_path):
     path = tmp_path / "a.mp4"
     toy.write_clip(path, 0)
-    facts = Record(sharding.make_record(job(path, start=0.2, end=1.0))).facts
+    facts = made(job(path, start=0.2, end=1.0)).facts
     wanted = dict(file="a.mp4", start=0.2, end=1.0, bytes=path.stat().st_size)
     wanted |= dict(width=48, height=64, fps=25.0, video_codec="h264")
     wanted |= dict(audio_codec="aac", sample_rate=44100, channels=1)
@@ -63,9 +67,7 @@ def test_a_record_knows_where_it_comes_from(tmp_path):
 def test_a_file_that_may_have_been_cut_already(tmp_path, seconds, start, end, cut):
     path = tmp_path / "a.mp4"
     toy.write_clip(path, 0, seconds=seconds)
-    record = Record(
-        sharding.make_record(job(path, start=start, end=end, perhaps_cut=True))
-    )
+    record = made(job(path, start=start, end=end, perhaps_cut=True))
     assert record.facts["start"] == (start if cut else None)
     length = (end or seconds) - start if cut else seconds
     assert abs(record.num_frames / record.fps - length) <= 0.11

@@ -18,7 +18,7 @@ def odd_work(job, beat):
         raise MemoryError("too much")
     if job == 7:
         time.sleep(60)
-    return b"%d" % job
+    return [b"%d" % job]
 
 
 def test_dead_stalled_and_failing_workers_cost_their_clip_only(monkeypatch):
@@ -40,7 +40,7 @@ def slow_work(job, beat):
     for _ in range(70):
         time.sleep(0.1)
         beat()
-    return b"done"
+    return [b"do", b"ne"]
 
 
 @pytest.mark.slow

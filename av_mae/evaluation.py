@@ -56,7 +56,7 @@ def subsets(config) -> dict[str, tuple[str, ...]]:
     found = {}
     for name in config.eval.modalities:
         parts = tuple(m for m in config.modalities if m in str(name).split("+"))
-        if "+".join(parts) != name:
+        if not parts or "+".join(parts) != name:
             raise ConfigError(
                 f"eval.modalities has {name!r}, but modalities is "
                 f"{tuple(config.modalities)}: name some of them, in this order, joined "

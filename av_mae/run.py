@@ -106,8 +106,8 @@ class Run:
         """Looks at the steps since the last look: bad numbers, spikes of the loss.
 
         Raises TrainingError at the first step with a bad number. Where updates may be
-        skipped, it names the clips of those that were, and ends a run whose parameters
-        are bad all the same, or that skips MAX_SKIPPED updates one after another.
+        skipped, it names the clips of those that were, and ends a run only when that is
+        all it does: after MAX_SKIPPED updates one after another.
         """
         watched, self._watched = self._watched, []
         spikes = []
@@ -128,7 +128,7 @@ class Run:
             log.warning("the loss has a spike at step %d: %s%s", *spikes[0], more)
 
     def _stop_or_skip(self, step: int, values: Mapping, bad: Mapping):
-        if self.config.nonfinite != "skip" or "parameter_norm" in bad:
+        if self.config.nonfinite != "skip":
             loop.check_finite(values, step, self._saved, self.workdir)
         log.warning(
             "the update of step %d is skipped: %s (its clips: %s)",

@@ -140,7 +140,8 @@ def make(
     """The jitted (state, batch) → (state, numbers); the state is donated.
 
     Numbers are those of the loss, the loss itself, gradient_norm, parameter_norm,
-    learning_rate and, where updates may be skipped, how many were (`skipped`).
+    learning_rate and, where updates may be skipped, how many were (`skipped`). Those of
+    a skipped one are what made it one.
     """
 
     def step(state, batch):
@@ -170,7 +171,6 @@ def make(
             good = jnp.isfinite(jnp.stack(list(norms.values()))).all()
             keep = lambda new, old: jnp.where(good, new, old)
             new = jax.tree.map(keep, new, {name: state[name] for name in new})
-            norms["parameter_norm"] = optax.tree.norm(new["params"])
         rate = jnp.asarray(schedule(done(state)), jnp.float32)
         numbers = numbers | norms | {"learning_rate": rate}
         state = state | new | {"step": state["step"] + 1}

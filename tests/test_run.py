@@ -24,6 +24,8 @@ from av_mae import (
     optim,
     pretrain,
 )
+from av_mae import run as runs
+from av_mae.importers import imported
 
 PRETRAIN, FINETUNE = "digits/pretrain", "digits/finetune"
 SOUND = "pretraining on sound alone"
@@ -63,7 +65,7 @@ def state_of(workdir, step=None) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint (or of one step) by name."""
     path = Path(workdir) / "checkpoints" / str(step) if step else workdir
     state = {}
-    for part in ("params", "opt_state"):
+    for part in ("params", "opt_state", "ema"):
         values = checkpoints._names(checkpoints.load(path, part)[0])
         state |= {f"{part}/{name}": value for name, value in values.items()}
     return state
@@ -83,6 +85,7 @@ LIGHT = ALONE | {  # every step a line, a checkpoint every third
     "log__pictures": 0,
     "checkpoint__every_steps": 3,
     "eval__every_epochs": 1.5,
+    "ema": 0.9,
 }
 PAUSE = 0.03  # seconds between the steps of a run that is going to be interrupted
 
@@ -200,6 +203,94 @@ def test_a_bad_update_stops_the_run_and_is_never_saved(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="parameter_norm is inf at step 5; .* 4 in"):
         training_run.run(PRETRAIN, tmp_path, LIGHT | changes)
     assert checkpoints._steps(tmp_path / "checkpoints") == [3, 4]
+
+
+def spoilt(monkeypatch, bad: int):
+    """Every loss of a batch that holds this clip is not a number."""
+    make_loss = pretrain.make_loss
+
+    def make(config, reconstruct):
+        loss = make_loss(config, reconstruct)
+
+        def spoil(params, batch, rng):
+            total, numbers = loss(params, batch, rng)
+            return jnp.where((batch["index"] == bad).any(), jnp.nan, total), numbers
+
+        return spoil
+
+    monkeypatch.setattr(pretrain, "make_loss", make)
+
+
+def test_updates_of_bad_batches_are_skipped_and_their_clips_named(
+    tmp_path, monkeypatch, caplog
+):
+    """Also in a run that was interrupted; the file has each bad step once."""
+    spoilt(monkeypatch, bad=3)
+    changes = LIGHT | {"steps": 9, "nonfinite": "skip"}
+    config = synthetic.tiny(PRETRAIN, **changes)
+    batches = synthetic.Dataset(config).train(config.batch_size)
+    clips = [[f"clip {i}" for i in next(batches)["index"]] for _ in range(9)]
+    bad = [step for step, names in enumerate(clips, 1) if "clip 3" in names]
+    assert 0 < len(bad) < 9
+    with caplog.at_level("WARNING"):
+        training_run.run(PRETRAIN, tmp_path / "whole", changes)
+    assert f"the update of step {bad[0]} is skipped: loss is nan" in caplog.text
+    training_run.run(PRETRAIN, tmp_path / "parts", changes | {"steps": 4})
+    # The step is all that is known of the position: the same batches follow.
+    training_run.run(PRETRAIN, tmp_path / "parts", changes)
+    for name in ("whole", "parts"):
+        text = (tmp_path / name / "nonfinite.jsonl").read_text()
+        rows = [json.loads(line) for line in text.splitlines()]
+        assert [(row["step"], row["clips"]) for row in rows] == [
+            (step, clips[step - 1]) for step in bad
+        ]
+        assert rows[0]["numbers"] == {"loss": "nan"}
+    losses = [r for r in synthetic.lines(tmp_path / "whole") if "learning_rate" in r]
+    assert [row["step"] for row in losses if "loss" not in row] == bad
+    assert losses[-1]["skipped"] == len(bad)
+    assert f"NOTE: {len(bad)} updates were skipped" not in caplog.text  # no warning
+    assert_same_bits(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
+    # A run that stops instead names the clips too.
+    stop = changes | {"nonfinite": "stop"}
+    with pytest.raises(TrainingError, match=f"loss is nan at step {bad[0]};"):
+        training_run.run(PRETRAIN, tmp_path / "stopped", stop)
+    text = (tmp_path / "stopped" / "nonfinite.jsonl").read_text()
+    assert json.loads(text)["clips"] == clips[bad[0] - 1]
+
+
+def test_a_run_that_skips_everything_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(optim, "warmup_cosine", lambda *_: lambda step: 3e38)
+    monkeypatch.setattr(runs, "MAX_SKIPPED", 3)
+    changes = LIGHT | {"steps": 9, "nonfinite": "skip"}
+    with pytest.raises(TrainingError, match="3 updates one after another .* step 3:"):
+        training_run.run(PRETRAIN, tmp_path, changes)
+
+
+# Configs of older releases.
+
+
+@pytest.mark.parametrize("name", [PRETRAIN, FINETUNE, "audioset/finetune"])
+def test_fields_that_a_checkpoint_lacks_get_their_neutral_value(name):
+    config = synthetic.config(name, "")
+    saved = json.loads(runs.config_json(config))
+    assert runs.config_json(runs.config_of(saved)) == json.dumps(saved)
+    neutral = imported.template(config.trainer)
+    lost = "ema nonfinite compute.scan compute.remat model.block.qkv_init".split()
+    lost += ["probe", "eval.average"] if config.trainer == "finetune" else []
+    for field in lost:
+        *parents, last = field.split(".")
+        group = functools.reduce(lambda tree, key: tree[key], parents, saved)
+        del group[last]
+    del saved["data"]["skip_bad_records"]
+    found = runs.config_of(saved)
+    for field in (*lost, "data.skip_bad_records"):
+        at = lambda tree, field=field: functools.reduce(
+            lambda group, key: group[key], field.split("."), tree
+        )
+        assert at(found) == at(neutral), field
+    assert set(found.optimizer) == set(config.optimizer)  # SGD has no second moment
+    fields = lambda tree: checkpoints._dotted(tree.to_dict()).keys()
+    assert fields(found) == fields(config)
 
 
 # Another experiment in the same workdir.

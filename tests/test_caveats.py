@@ -1,0 +1,97 @@
+"""What is said beside a number, and when nothing is."""
+
+import synthetic
+
+from av_mae import caveats
+
+
+class Data:
+    """A data set that knows how many clips were listed."""
+
+    def __init__(self, **counts):
+        self.info = {"splits": {"test": counts}}
+
+
+def pair():
+    return synthetic.config("audioset/finetune", ""), synthetic.config(
+        "audioset/pretrain", ""
+    )
+
+
+def test_a_part_of_a_list_is_told():
+    config, _ = pair()
+    config.data.dir, config.eval.split = "datasets/x", "test"
+    (said,) = caveats.of_data(config, Data(clips=40, listed=50), "test")
+    assert said.startswith("40 of 50 listed clips present in test of datasets/x")
+    for whole in (Data(clips=50, listed=50), Data(clips=50), Data()):
+        assert caveats.of_data(config, whole, "test") == []
+
+
+def test_degraded_input_is_told_of_the_evaluation():
+    config, _ = pair()
+    config.eval.split, config.eval.corruption = "test", "noise:3"
+    said = caveats.of_data(config, Data(), "test")
+    assert said == ["evaluated on degraded input: noise:3"]
+    assert caveats.of_data(config, Data(), "train") == []
+
+
+def test_parameters_without_a_source_are_told():
+    fresh = ["head/kernel", *(f"encoder/rgb/block_{i}/x" for i in range(6))]
+    (said,) = caveats.of_fresh(fresh, 20, ["head/.*"])
+    assert said.startswith("6 of 20 parameters are not from the source: encoder/rgb/")
+    assert said.endswith("block_3/x, …")
+    assert caveats.of_fresh(["head/kernel"], 20, ["head/.*"]) == []
+
+
+def test_other_inputs_than_the_source_s_are_told():
+    config, theirs = pair()
+    config.picture.update(normalise="fixed", mean=(0.5,) * 3, std=(0.5,) * 3)
+    theirs.picture.update(normalise="fixed", mean=(0.5,) * 3, std=(0.5,) * 3)
+    for sound in (config.spectrogram, theirs.spectrogram):
+        sound.update(preset="mbt", normalise="fixed", mean=1.0, std=2.0)
+    assert caveats.of_inputs(theirs, config) == []
+    config.spectrogram.mean = 1.01  # half a hundredth of the deviation
+    config.spectrogram.normalise = "dataset"  # a number by now, wherever it is from
+    assert caveats.of_inputs(theirs, config) == []
+    config.spectrogram.mean = 1.1
+    (said,) = caveats.of_inputs(theirs, config)
+    assert said.startswith("spectrogram.mean and .std are 1.1 and 2, but the source")
+    theirs.spectrogram.normalise = "none"
+    (said,) = caveats.of_inputs(theirs, config)
+    assert said.endswith("was trained with 0 and 1")
+    theirs.spectrogram.normalise = "clip"
+    (said,) = caveats.of_inputs(theirs, config)
+    assert said.startswith("spectrogram.normalise is 'dataset', but the source")
+    theirs.modalities = ("rgb",)  # it never heard anything
+    assert caveats.of_inputs(theirs, config) == []
+    config.picture.std = (0.5, 0.5, 0.25)
+    (said,) = caveats.of_inputs(theirs, config)
+    assert said.startswith("picture.mean and .std are 0.5, 0.5, 0.5 and 0.5, 0.5, 0.25")
+
+
+def test_another_preset_is_told_with_its_rate():
+    config, theirs = pair()
+    theirs.picture = config.picture
+    theirs.spectrogram.update(**config.spectrogram.to_dict())
+    theirs.spectrogram.preset = "kaldi"
+    (said,) = caveats.of_inputs(theirs, config)
+    assert said == (
+        "spectrogram.preset is 'mbt' (16000 Hz), but the source was trained with "
+        "'kaldi' (16000 Hz)"
+    )
+
+
+def test_other_class_names_are_told():
+    meta = {"labels": ["bell", "drum"]}
+    assert caveats.of_labels(meta, ("bell", "drum")) == []
+    assert caveats.of_labels(meta, None) == caveats.of_labels({}, ["a"]) == []
+    assert len(caveats.of_labels(meta, ["drum", "bell"])) == 1
+    heads = {"labels": {"verb": ["a"], "noun": ["b"]}}
+    assert caveats.of_labels(heads, {"verb": ("a",), "noun": ("b",)}) == []
+    assert len(caveats.of_labels(heads, {"verb": ("a",), "noun": ("c",)})) == 1
+
+
+def test_a_line_for_each():
+    assert caveats.text([]) == ""
+    assert caveats.text(["a", "b"]) == "\n  NOTE: a.\n  NOTE: b."
+    assert caveats.of_meta({}) == [] and caveats.of_meta({"caveats": ["a"]}) == ["a"]

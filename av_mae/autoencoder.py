@@ -11,6 +11,8 @@ modality_<m>}, decoder/<stack>/block_<i>, predict/<m>.
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -20,8 +22,15 @@ from jaxtyping import Array, Float, Int
 
 from av_mae import MODALITIES, ConfigError, choose, inputs, losses, tokens
 from av_mae.fusion import Fusion, Present, build_encoder
-from av_mae.masking import Mask, take
-from av_mae.transformer import Linear, block_options, dtype_of, size_of
+from av_mae.masking import DECODE, Mask, take
+from av_mae.transformer import (
+    BlockOptions,
+    Linear,
+    Stack,
+    block_options,
+    dtype_of,
+    size_of,
+)
 
 Patches = Mapping[str, Float[Array, "b _n _f"]]
 Masks = Mapping[str, Mask]
@@ -138,7 +147,32 @@ def objective_of(config) -> Objective:
             "objective.unmasked is True, but 'inpaint' has no kept tokens of the "
             "modality that it predicts: set it to False, or choose 'reconstruct'."
         )
+    _check_decoded(config)
     return Objective(objective.kind, objective.inpaint_layout, objective.unmasked)
+
+
+def _check_decoded(config):
+    """ConfigError where what is decoded does not fit the rest of the objective."""
+    objective, decode = config.objective, config.objective.decode
+    choose("objective.decode.kind", decode.kind, tuple(DECODE))
+    part = decode.kind != "all" and decode.share < 1
+    if decode.kind == "running_cell" and 4 * decode.share not in (1, 2, 3, 4):
+        raise ConfigError(
+            f"objective.decode.share is {decode.share}, but a running cell shows 1 to "
+            "4 of 4 places: set it to 0.25, 0.5, 0.75 or 1.0, or objective.decode.kind "
+            "to 'random'."
+        )
+    if part and objective.kind == "inpaint" and objective.inpaint_layout == "scenic":
+        raise ConfigError(
+            f"objective.decode.share is {decode.share}, but "
+            "objective.inpaint_layout 'scenic' deals out all slots: set it to 1.0, or "
+            "choose the layout 'own'."
+        )
+    if objective.unmasked and config.model.decoder.kind == "cross":
+        raise ConfigError(
+            "objective.unmasked is True, but model.decoder.kind 'cross' decodes masked "
+            "tokens alone: set it to False, or choose another decoder."
+        )
 
 
 # The model.
@@ -238,6 +272,8 @@ class MaskTokens(nn.Module):
     def _place(self, m: str, mask: Mask):
         """The function (tokens, indices) → tokens with positions (and embedding)."""
         n = mask.kept.shape[1] + mask.masked.shape[1]
+        if self.grids is not None:  # a part of the tokens may be in no mask
+            n = math.prod(self.grids[m])
         grid = _grid(self.positions, self.grids, m, n)
         place = tokens.Positions(self.positions, grid, name=f"positions_{m}")
         if not self.modality_embeddings:
@@ -245,6 +281,34 @@ class MaskTokens(nn.Module):
         zeros = nn.initializers.zeros
         vector = self.param(f"modality_{m}", zeros, (1, 1, self.width))
         return lambda x, index: place(x, index) + vector.astype(x.dtype)
+
+
+class CrossDecoder(nn.Module):
+    """Mask tokens attend to the encoded tokens of their sequence, not to each other.
+
+    CrossMAE (Fu et al. 2024, "Rethinking Patch Dependence for Masked Autoencoders"),
+    §3.2, without its weighted sum over the encoder's layers: every block sees the last
+    layer's tokens, with positions. One stack serves all modalities. `counts` are the
+    numbers of mask tokens, which alone are decoded.
+    """
+
+    depth: int
+    options: BlockOptions
+    norm: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Mapping[str, Array],
+        present: Present,
+        train: bool,
+        counts: Mapping[str, int],
+    ) -> dict[str, Array]:
+        stack = Stack(self.options, (0.0,) * self.depth, self.norm, name="shared")
+        return {
+            m: stack(x[:, -counts[m] :], None, train, x[:, : -counts[m]])
+            for m, x in tokens.items()
+        }
 
 
 class Predict(nn.Module):
@@ -269,7 +333,7 @@ class Autoencoder(nn.Module):
     embed: Embeddings
     encoder: Fusion
     decoder_embed: MaskTokens
-    decoder: Fusion
+    decoder: Fusion | CrossDecoder
     predict: Predict
     features: Mapping[str, int]
     objective: Objective = Objective()
@@ -285,14 +349,19 @@ class Autoencoder(nn.Module):
         sequences = self.objective.sequences(masks)
         x = self.decoder_embed(encoded, masks, sequences)
         heard = self.objective.present(masks, present)
-        decoded = self.decoder(x, heard, train)
+        decode = self.decoder
+        if isinstance(decode, CrossDecoder):
+            counts = {m: s.masked.shape[1] for m, s in sequences.items()}
+            decode = functools.partial(decode, counts=counts)
+        decoded = decode(x, heard, train)
         predicted = self.objective.predicted(masks)
         decoded = {m: x[:, -predicted[m].shape[1] :] for m, x in decoded.items()}
         return self.predict(decoded, self.features)
 
 
-# The paper's names for decoders are those of the fusion table, except this one.
-DECODERS = {"shared": "shared", "separate": "separate", "joint": "early"}
+# model.decoder.kind: the paper's names are those of the fusion table, except `joint`;
+# `cross` is no strategy of fusion but CrossDecoder.
+DECODERS = {"shared": "shared", "separate": "separate", "joint": "early", "cross": None}
 
 
 def build_embeddings(config) -> Embeddings:
@@ -334,7 +403,9 @@ def build(config) -> Autoencoder:
             modality_embeddings=model.modality_embeddings,
             grids={m: cut.grid for m, cut in cuts.items()},
         ),
-        decoder=Fusion(kind, decoder.depth, options, norm=decoder.norm),
+        decoder=Fusion(kind, decoder.depth, options, norm=decoder.norm)
+        if kind
+        else CrossDecoder(decoder.depth, options, decoder.norm),
         predict=Predict(dtype),
         features={
             m: losses.target_size(config.objective.target[m], cut.f, cut.frames)

@@ -26,12 +26,13 @@ Tokens = Mapping[str, int]
 def multiply_adds(config, classes=None, train: bool = False) -> Counts:
     """Multiply-adds of one forward pass of one clip's view, by part of the model.
 
-    classes: as `classifier.build` takes them; None: `config.model.classes`. `train`
-    matters only to a model that has its bottlenecks in training alone. Raises
-    ConfigError where no model can be built from the config.
+    classes: as `classifier.build` takes them; None: `config.model.classes`. In training
+    (`train`) a part of the masked tokens may be decoded alone, and a model may have its
+    bottlenecks in training alone. Raises ConfigError where no model can be built from
+    the config.
     """
     if config.trainer == "pretrain":
-        return _pretraining(config)
+        return _pretraining(config, train)
     classes = config.model.classes if classes is None else classes
     return _finetuning(config, classes, train)
 
@@ -44,6 +45,22 @@ def training(config, classes=None) -> int:
     """
     counts = multiply_adds(config, classes, train=True)
     return 2 * (3 * sum(counts.values()) - counts["embed"])
+
+
+def passes(config, train: bool = True) -> int:
+    """How often a clip goes through the model: views or samples, times masks."""
+    data = config.data
+    if config.trainer == "pretrain":
+        again = config.objective.masks_per_clip if train else 1
+        return data.samples_per_clip * again
+    return data.samples_per_clip if train else data.views * data.crops
+
+
+def per_clip(config, train: bool = True, classes=None) -> int:
+    """FLOPs of a clip in one training step, or in the evaluation of it."""
+    if train:
+        return passes(config) * training(config, classes)
+    return passes(config, False) * 2 * sum(multiply_adds(config, classes).values())
 
 
 # One layer, and stacks of them.
@@ -149,24 +166,27 @@ def _seen(config) -> dict[str, inputs.Layout]:
     return {m: x for m, x in inputs.layouts(config).items() if m not in heard}
 
 
-def _masks(config, seen: Mapping[str, inputs.Layout]) -> dict[str, masking.Mask]:
-    """Shapes of the masks of one clip."""
-    masks = {}
+def _masks(config, seen: Mapping[str, inputs.Layout], train: bool):
+    """Shapes of the masks of one clip; in training those of the decoded tokens."""
+    masks, decode = {}, config.objective.decode
     for m, cut in seen.items():
         hidden = masking.count(config.mask[m].kind, cut.grid, config.mask[m].ratio)
         index = lambda n: jax.ShapeDtypeStruct((1, n), jnp.int32)
         masks[m] = masking.Mask(index(cut.n - hidden), index(hidden))
+        if train and decode.share < 1:
+            rule = dict(grid=cut.grid, kind=decode.kind, share=decode.share)
+            part = functools.partial(masking.part, jax.random.key(0), **rule)
+            masks[m] = jax.eval_shape(part, masks[m])
     return masks
 
 
-def _pretraining(config) -> Counts:
+def _pretraining(config, train: bool) -> Counts:
     seen, decoder = _seen(config), config.model.decoder
-    masks, objective = _masks(config, seen), objective_of(config)
+    masks, objective = _masks(config, seen, train), objective_of(config)
     width, cls = size_of(config.model).width, int(config.model.cls_token)
     values = lambda m: losses.target_size(
         config.objective.target[m], seen[m].f, seen[m].frames
     )
-    lengths = lambda found: {m: sum(x.shape[1] for x in parts) for m, parts in found}
     sequences = jax.eval_shape(
         lambda x: {m: (s.kept, s.masked) for m, s in objective.sequences(x).items()},
         masks,
@@ -174,14 +194,13 @@ def _pretraining(config) -> Counts:
     predicted = jax.eval_shape(objective.predicted, masks)
     kept = {m: mask.kept.shape[1] for m, mask in masks.items()}
     encoded = {m: k + cls for m, k in kept.items()}
-    decoded = {m: n + cls for m, n in lengths(sequences.items()).items()}
-
-    stack = Stack(decoder.width, decoder.depth, decoder.mlp)
+    lengths = {m: [x.shape[1] for x in parts] for m, parts in sequences.items()}
+    decoded = {m: sum(parts) + cls for m, parts in lengths.items()}
     counts = {
         "embed": sum(k * seen[m].f * width for m, k in kept.items()),
         "encoder": _encoder(config, encoded, train=True),
         "decoder_embed": sum(encoded.values()) * width * decoder.width,
-        "decoder": FUSIONS[DECODERS[decoder.kind]](stack, decoded, True),
+        "decoder": _decoder(decoder, decoded, {m: x[1] for m, x in lengths.items()}),
         "predict": sum(
             x.shape[1] * decoder.width * values(m) for m, x in predicted.items()
         ),
@@ -190,6 +209,15 @@ def _pretraining(config) -> Counts:
         counts |= _sound(config)
         counts["meet"] = _meet(config, sum(decoded.values()), decoder.width)
     return counts
+
+
+def _decoder(decoder, tokens: Tokens, masked: Tokens) -> int:
+    """Of sequences with this many tokens, so many of them mask tokens."""
+    stack = Stack(decoder.width, decoder.depth, decoder.mlp)
+    if decoder.kind != "cross":
+        return FUSIONS[DECODERS[decoder.kind]](stack, tokens, True)
+    one = [layer(q, tokens[m] - q, stack.width, stack.mlp) for m, q in masked.items()]
+    return stack.depth * sum(one)
 
 
 def _finetuning(config, classes, train: bool) -> Counts:

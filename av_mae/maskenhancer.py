@@ -382,6 +382,7 @@ def build(config) -> Pretraining:
     """
     kind = choose("model.fusion", config.model.fusion, tuple(FUSIONS))
     _check(config)
+    _check_whole(config)
     meet = Meet(kind, dtype_of(config.compute))
     parts = _parts(autoencoder.build(_video(config)))
     return Pretraining(**parts, sound=_sound(config), meet=meet)
@@ -407,6 +408,25 @@ def _check(config):
         raise ConfigError(
             f"spectrogram.preset is {config.spectrogram.preset!r}, but model.fusion "
             f"{config.model.fusion!r} hears cepstral coefficients: set it to 'mfcc'."
+        )
+
+
+def _check_whole(config):
+    """ConfigError unless every masked token of one mask is decoded from all others."""
+    for field, value, wanted in (
+        ("objective.masks_per_clip", config.objective.masks_per_clip, 1),
+        ("objective.decode.kind", config.objective.decode.kind, "all"),
+    ):
+        if value != wanted:
+            raise ConfigError(
+                f"{field} is {value!r}, but model.fusion {config.model.fusion!r} "
+                f"knows one mask, decoded whole: set it to {wanted!r}."
+            )
+    if config.model.decoder.kind == "cross":
+        raise ConfigError(
+            "model.decoder.kind is 'cross', but the sound of model.fusion "
+            f"{config.model.fusion!r} meets a decoder that sees all tokens: set it to "
+            "'shared'."
         )
 
 

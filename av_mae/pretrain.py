@@ -166,13 +166,24 @@ def init(config, model, rng: jax.Array) -> dict:
     return model.init(rng, patches, draw_masks(config, rng, 1))["params"]
 
 
-def draw_masks(config, rng: jax.Array, b: int) -> dict[str, masking.Mask]:
-    """A mask for each modality that is masked, for b rows."""
-    masks = {}
+def draw_masks(
+    config, rng: jax.Array, b: int, train: bool = False
+) -> dict[str, masking.Mask]:
+    """A mask for each modality that is masked, for b rows.
+
+    In training `masked` are those tokens alone that `objective.decode` wants.
+    """
+    masks, decode = {}, config.objective.decode
     for i, (m, layout) in enumerate(masked(config).items()):
         kind, ratio = config.mask[m].kind, config.mask[m].ratio
         draw = choose(f"mask.{m}.kind", kind, masking.MASKS)
-        masks[m] = draw(jax.random.fold_in(rng, i), b, layout.grid, ratio)
+        key = jax.random.fold_in(rng, i)
+        masks[m] = draw(key, b, layout.grid, ratio)
+        if train and decode.share < 1:
+            key = loop.key(key, 0, "decode")
+            masks[m] = masking.part(
+                key, masks[m], layout.grid, decode.kind, decode.share
+            )
     return masks
 
 
@@ -198,8 +209,12 @@ def make_reconstruct(config, model, missing: bool):
 
     def reconstruct(params, batch, rng, train: bool):
         patches, present = prepare(batch, loop.key(rng, 0, "augment"), train)
-        b = len(next(iter(patches.values())))
-        masks = draw_masks(config, loop.key(rng, 0, "mask"), b)
+        # Several masks of a clip follow each other; its patches are there once.
+        again = config.objective.masks_per_clip if train else 1
+        b = again * len(next(iter(patches.values())))
+        masks = draw_masks(config, loop.key(rng, 0, "mask"), b, train)
+        if present is not None:
+            present = {m: inputs.rows(x, b) for m, x in present.items()}
         drop_path = loop.key(rng, 0, "drop_path")
         predictions, changed = model.apply(
             {"params": params},

@@ -9,13 +9,20 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from av_mae import choose, finetune, inputs, loop, parallel, pretrain, spectrogram
+from av_mae import (
+    choose,
+    finetune,
+    loop,
+    parallel,
+    pretrain,
+    probe,
+    spectrogram,
+    update,
+)
 from av_mae import run as runs
-from av_mae import update
 
 CLASSES = 400
 """Of a config that takes its number of classes from the data set."""
@@ -24,9 +31,9 @@ CLASSES = 400
 class Program(NamedTuple):
     """A jitted function and what it is called with.
 
-    run: the step (state, batch) → (state, numbers), state donated, or a measure (params,
-    batch, rng) → numbers; first: makes the state or params; abstract: their shapes and
-    shardings; batch: {name: ShapeDtypeStruct} of a global batch; clips: in one call.
+    run: the step (state, batch) → (state, numbers), the state donated, or a measure
+    (params, batch) → numbers; first: makes the state or params; abstract: their shapes
+    and shardings; batch: {name: ShapeDtypeStruct} of a global batch; clips: in a call.
     """
 
     run: Callable
@@ -120,8 +127,8 @@ def _settled(config):
 def _parts(config):
     """(trainer, model, function that makes params, whether clips lack modalities)."""
     trainer = choose("trainer", config.trainer, TRAINERS)
+    trainer.check(config)
     if config.trainer == "pretrain":
-        pretrain.check(config)
         model = pretrain.build(config)
     else:
         model = finetune.build(config, classes_of(config))
@@ -145,7 +152,6 @@ def step(config, mesh: Mesh | None = None, num_clips: int = 0) -> Program:
     ConfigError for what `train` would refuse.
     """
     config, mesh = _settled(config), mesh or mesh_of(config)
-    parallel.check_batch(config.batch_size, mesh)
     clips = config.batch_size * config.compute.accumulate
     per_epoch, total = loop.steps(config, num_clips or 1000 * clips)
     trainer, model, first, missing = _parts(config)
@@ -153,15 +159,19 @@ def step(config, mesh: Mesh | None = None, num_clips: int = 0) -> Program:
     if config.trainer == "pretrain":
         layers = {}
         call = pretrain.make_reconstruct(config, model, missing)
+        options = update.options_of(config)
     else:
-        depth = model.encoder.depth
-        of = functools.partial(finetune.layer_of, depth)
-        layers = dict(layer_of=of, num_layers=depth)
+        layers = finetune.layers_of(model)
         call = finetune.make_predict(config, model, missing)
-    tx, schedule = runs.optimiser(config, per_epoch, total, shapes, **layers)
-    make, abstract = update.initial(first, tx, config.seed, mesh)
+        options = update.options_of(config, probe.TRAINED[config.probe])
+    tx, schedule = runs.optimiser(
+        config, per_epoch, total, shapes, options.trained, **layers
+    )
+    make, abstract = update.initial(first, tx, config.seed, mesh, options)
     loss = trainer.make_loss(config, call)
-    run = update.make(loss, tx, schedule, config.compute.accumulate, abstract, mesh)
+    run = update.make(
+        loss, tx, schedule, config.compute.accumulate, abstract, mesh, options
+    )
     batch = batch_of(config, clips, config.data.samples_per_clip)
     return Program(run, make, abstract, batch, clips, mesh)
 
@@ -169,7 +179,6 @@ def step(config, mesh: Mesh | None = None, num_clips: int = 0) -> Program:
 def evaluation(config, mesh: Mesh | None = None) -> Program:
     """The jitted measure of one evaluation batch, with all test views."""
     config, mesh = _settled(config), mesh or mesh_of(config)
-    parallel.check_batch(config.eval.batch_size, mesh, "eval.batch_size")
     trainer, model, first, missing = _parts(config)
     shapes = jax.eval_shape(first, jax.random.key(0))
     shardings = parallel.state_shardings(shapes, mesh)
@@ -191,11 +200,3 @@ def evaluation(config, mesh: Mesh | None = None) -> Program:
     clips = config.eval.batch_size
     batch = batch_of(config, clips, views)
     return Program(run, lambda: init(jax.random.key(0)), abstract, batch, clips, mesh)
-
-
-def rows(config, train: bool) -> int:
-    """How many times a clip passes through the model in one call."""
-    data = config.data
-    if config.trainer == "pretrain":
-        return data.samples_per_clip
-    return data.samples_per_clip if train else data.views * data.crops

@@ -87,7 +87,7 @@ class BlockOptions:
     layer_scale: float = 0.0  # 0: none
     qkv_init: str = "xavier"  # a name of QKV_INITS
     last_eps: float | None = None  # of the norm after the last block; None: eps
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype = jnp.dtype("float32")
     attention: str = "auto"  # a name of attention.KINDS
     scan: bool = False  # whether one traced layer serves all
     remat: str = "none"  # a name of depth.REMAT

@@ -195,7 +195,10 @@ def test_a_missing_modality_is_as_if_it_never_were(pair):
 
 @pytest.mark.parametrize(
     "decoder, stacks",
-    [("shared", {"shared"}), ("separate", set(BOTH)), ("joint", {"joint"})],
+    [
+        *[("shared", {"shared"}), ("separate", set(BOTH)), ("joint", {"joint"})],
+        ("cross", {"shared"}),
+    ],
 )
 def test_decoders(decoder, stacks):
     settings, model = small(decoder=decoder)
@@ -213,7 +216,56 @@ def test_decoders(decoder, stacks):
 
 
 def test_every_decoder_is_tested():
-    assert set(autoencoder.DECODERS) == {"shared", "separate", "joint"}
+    assert set(autoencoder.DECODERS) == {"shared", "separate", "joint", "cross"}
+
+
+@pytest.mark.parametrize("decoder", ["cross", "shared"])
+def test_cross_decoded_tokens_do_not_see_each_other(decoder):
+    """Of half the mask tokens the predictions are the same; a full decoder's not."""
+    settings, model = small(decoder=decoder)
+    params, (x, masks) = some_params(settings, model), examples(settings)
+    half = {m: Mask(kept, masked[:, ::2]) for m, (kept, masked) in masks.items()}
+    both = lambda: [model.apply({"params": params}, x, y) for y in (masks, half)]
+    whole, some = quick(both)()
+    for m in BOTH:
+        wanted = whole[m][:, ::2]
+        assert some[m].shape == wanted.shape
+        difference = np.abs(some[m] - wanted).max()
+        assert difference < 1e-4 if decoder == "cross" else difference > 1e-2
+
+
+def test_cross_decoded_tokens_see_the_kept_ones():
+    settings, model = small(decoder="cross")
+    params, (x, masks) = some_params(settings, model), examples(settings)
+    index = masks["rgb"].kept[0, 0]
+    changed = x | {"rgb": x["rgb"].at[0, index].add(1.0)}
+    both = lambda: [model.apply({"params": params}, y, masks) for y in (x, changed)]
+    first, other = (found["rgb"] for found in quick(both)())
+    assert (np.abs(first - other)[0].max(-1) > 1e-4).all()
+    np.testing.assert_allclose(other[1:], first[1:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"decode.kind": "most"}, "objective.decode.kind"),
+        ({"decode.kind": "running_cell", "decode.share": 0.4}, "0.25, 0.5, 0.75"),
+        (
+            {
+                **{"decode.kind": "random", "decode.share": 0.5},
+                **{"kind": "inpaint", "inpaint_layout": "scenic"},
+            },
+            "objective.decode.share is 0.5, but objective.inpaint_layout",
+        ),
+        ({"unmasked": True}, "objective.unmasked is True, but model.decoder.kind"),
+    ],
+)
+def test_decoding_that_makes_no_sense(changes, error):
+    settings, _ = small()
+    settings.objective.update_from_flattened_dict(changes)
+    settings.model.decoder.kind = "cross"
+    with pytest.raises(ConfigError, match=error):
+        autoencoder.build(settings)
 
 
 def test_learned_positions_are_used_by_encoder_and_decoder():

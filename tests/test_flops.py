@@ -54,7 +54,7 @@ def program(config, train: bool):
         params = jax.eval_shape(
             functools.partial(pretrain.init, config, model), jax.random.key(0)
         )
-        masks = pretrain.draw_masks(config, jax.random.key(0), 1)
+        masks = pretrain.draw_masks(config, jax.random.key(0), 1, train)
         arguments = (params, patches, masks)
     else:
         model = finetune.build(config, config.model.classes)
@@ -87,14 +87,45 @@ PRETRAINING = {
     ),
     "kept tokens too": dict(objective__unmasked=True),
     "central frame": dict(objective__target__rgb="central_frame"),
+    "cross-attention decoder": dict(model__decoder__kind="cross"),
+    "half decoded": dict(
+        objective__decode__kind="running_cell", objective__decode__share=0.5
+    ),
+    "some decoded": dict(
+        objective__decode__kind="random", objective__decode__share=0.3
+    ),
 }
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
 def test_pretraining_is_counted_as_traced(name):
     config = synthetic.tiny("digits/pretrain", **PRETRAINING[name])
-    counts = flops.multiply_adds(config)
+    counts = flops.multiply_adds(config, train=True)
     assert sum(counts.values()) == traced(config, True)
+
+
+def test_what_is_not_decoded_costs_nothing_in_training():
+    half = dict(objective__decode__kind="random", objective__decode__share=0.5)
+    whole, half = (
+        flops.multiply_adds(synthetic.tiny("digits/pretrain", **changes), train=True)
+        for changes in ({}, half)
+    )
+    assert half["encoder"] == whole["encoder"] and half["predict"] < whole["predict"]
+    assert half["decoder"] < whole["decoder"]
+    config = synthetic.tiny("digits/pretrain", objective__decode__share=0.5)
+    assert flops.multiply_adds(config, train=True) == whole  # its kind is "all"
+
+
+def test_a_clip_may_pass_several_times():
+    config = synthetic.tiny("digits/pretrain", objective__masks_per_clip=3)
+    config.data.samples_per_clip = 2
+    assert flops.per_clip(config) == 6 * flops.training(config)
+    once = 2 * sum(flops.multiply_adds(config).values())
+    assert flops.per_clip(config, train=False) == 2 * once
+    config = synthetic.tiny("digits/finetune", data__views=4, data__crops=3)
+    assert flops.per_clip(config, classes=5) == flops.training(config, 5)
+    once = 2 * sum(flops.multiply_adds(config, 5).values())
+    assert flops.per_clip(config, train=False, classes=5) == 12 * once
 
 
 FINETUNING = {

@@ -143,3 +143,74 @@ def test_restore_inverts_take(kind):
     mask = masking.MASKS[kind](jax.random.key(0), 3, grid, 0.75)
     kept, masked = masking.take(x, mask.kept), masking.take(x, mask.masked)
     np.testing.assert_array_equal(masking.restore(kept, masked, mask), x)
+
+
+def running_cells(grid, shown: int) -> np.ndarray:
+    """VideoMAE V2's decoder masks, one for each start: bool [4 n], True what is shown.
+
+    A queue of 4 − shown ones and `shown` zeros goes round by one from time to time; a
+    cell of 2×2 places reads it row by row, and what has a one is left out.
+    """
+    t, h, w = grid
+    queue, found = np.array([True] * (4 - shown) + [False] * shown), []
+    for start in range(4):
+        times = [np.roll(queue, -start - i - 1).reshape(2, 2) for i in range(t)]
+        cells = [np.tile(cell, (h // 2, w // 2)).reshape(-1) for cell in times]
+        found.append(~np.concatenate(cells))
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("shown", [1, 2, 3])
+def test_running_cells_in_tubes_are_those_of_videomae_2(shown):
+    mask = masking.tube(jax.random.key(0), 32, VIDEO, 0.75)
+    share = shown / 4
+    found = masking.part(jax.random.key(1), mask, VIDEO, "running_cell", share)
+    np.testing.assert_array_equal(found.kept, mask.kept)
+    count = int(share * mask.masked.shape[1])
+    assert found.masked.shape == (32, count)
+    starts, cells = set(), running_cells(VIDEO, shown)
+    for wanted, row in zip(np.asarray(mask.masked), found.masked, strict=True):
+        hidden, decoded = np.zeros((2, int(np.prod(VIDEO))), bool)
+        hidden[wanted], decoded[np.asarray(row)] = True, True
+        assert decoded.sum() == count  # none twice
+        starts |= {
+            i for i, cell in enumerate(cells) if (decoded == hidden & cell).all()
+        }
+    assert starts == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("kind", ["random", "running_cell"])
+@pytest.mark.parametrize("grid", [VIDEO, SOUND], ids=["video", "sound"])
+def test_a_part_is_exactly_so_many_of_the_masked(kind, grid):
+    mask = masking.random(jax.random.key(0), 4, grid, 0.7)
+    found = masking.part(jax.random.key(1), mask, grid, kind, 0.5)
+    count = mask.masked.shape[1] // 2
+    assert found.masked.shape == (4, count) and found.masked.dtype == jnp.int32
+    for row, whole in zip(np.asarray(found.masked), mask.masked, strict=True):
+        assert len(set(row)) == count and set(row) <= set(np.asarray(whole).tolist())
+    other = masking.part(jax.random.key(2), mask, grid, kind, 0.5).masked
+    assert (np.sort(other, axis=1) != np.sort(found.masked, axis=1)).any()
+
+
+def test_running_cells_of_sound_show_half_of_every_cell():
+    """Of a mask that hides all, and every place as often over four cells in time."""
+    everything = jnp.arange(496, dtype=jnp.int32)[None]
+    mask = masking.Mask(everything[:, :0], everything)
+    found = masking.part(jax.random.key(0), mask, SOUND, "running_cell", 0.5)
+    shown = np.zeros(496, bool)
+    shown[np.asarray(found.masked[0])] = True
+    cells = shown.reshape(31, 2, 4, 2)
+    assert (cells.sum((1, 3)) == 2).all()
+    assert (cells[:28].reshape(7, 4, 2, 4, 2).sum(1) == 2).all()
+
+
+def test_all_is_all():
+    mask = masking.random(jax.random.key(0), 2, SOUND, 0.5)
+    assert masking.part(jax.random.key(1), mask, SOUND, "all", 0.5) is mask
+
+
+def test_several_index_sets_of_one_example():
+    x = jnp.arange(24).reshape(2, 6, 2)
+    index = jnp.array([[0, 5], [1, 1], [2, 3], [4, 0]])
+    wanted = masking.take(jnp.repeat(x, 2, axis=0), index)
+    np.testing.assert_array_equal(masking.take(x, index), wanted)

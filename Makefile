@@ -1,5 +1,6 @@
 # make demo    the whole path on a built-in data set: data, pretraining, finetuning
 # make test    linter and tests; make test-slow: the tests that take minutes
+# make results docs/digits.md: whether pretraining pays, five seeds (two hours and a half)
 # make parity  docs/parity.md: our numbers against the published programs' (minutes)
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=dir the virtual environment.
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NEWEST = import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help install demo test test-slow stress parity format
+.PHONY: help install demo results test test-slow stress parity format
 help:
 	@sed -n 's/^# \(make\)/\1/p' Makefile
 
@@ -44,6 +45,10 @@ demo: $(INSTALLED)
 	@$(BIN)/python -m av_mae.demo --workdir runs/demo || { \
 	  echo "make demo stopped at the fault above; run it again to go on."; exit 1; }
 
+results: $(INSTALLED)
+	@$(BIN)/python -m av_mae.results --workdir runs/results --out docs/digits.md || { \
+	  echo "make results stopped at the fault above; run it again to go on."; exit 1; }
+
 test test-slow stress parity: export JAX_PLATFORMS = cpu
 
 test: $(INSTALLED)
@@ -52,7 +57,7 @@ test: $(INSTALLED)
 	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile || { echo "make test: the tests named above failed."; exit 1; }
 
 test-slow: $(INSTALLED)
-	@$(BIN)/python -m pytest -m slow || { echo "make test-slow: the tests named above failed."; exit 1; }
+	@$(BIN)/python -m pytest -m slow -n auto --maxprocesses=2 --dist=worksteal || { echo "make test-slow: the tests named above failed."; exit 1; }
 
 stress: export AV_MAE_STRESS = $(STRESS)
 stress: $(INSTALLED)

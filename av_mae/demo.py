@@ -62,19 +62,30 @@ def once(path: Path, make: Callable[[], dict]) -> dict:
     return json.loads(path.read_text())
 
 
-def make_data(workdir: Path, clips: int, jobs: int) -> dict:
+def make_data(workdir: Path, clips: int, jobs: int, held_out: int = 0) -> dict:
     """Clips as files, then records, by the commands of a user.
 
     In processes of their own: workers started from here would import jax first.
+    `held_out` clips are made like those to train on, and become the split `validation`.
     """
     workdir = workdir.resolve()
     source, out = str(workdir / "clips"), str(workdir / "data")
-    counts = ["--train", str(clips), "--test", str(clips // 2)]
+    counts = ["--train", str(clips + held_out), "--test", str(clips // 2)]
     workers = ["--jobs", str(jobs)] if jobs else []
     command("data.digits", "--out", source, *counts, *workers)
+    hold_out(workdir / "clips" / "clips.csv", held_out)
     settings = ["--out", out, "--short-side", "source"]
     command("data.prepare", f"{source}/clips.csv", *settings, *workers)
     return {"train": clips, "test": clips // 2}
+
+
+def hold_out(manifest: Path, count: int) -> None:
+    """Moves the last `count` training clips of the CSV to the split `validation`."""
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    places = [i for i, line in enumerate(lines) if line.endswith(",train")]
+    for i in places[len(places) - count :]:
+        lines[i] = lines[i].removesuffix("train") + "validation"
+    manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def command(module: str, *words: str) -> None:
@@ -239,6 +250,12 @@ def times(results: Path) -> str:
     return f"Time: {', '.join(parts)}, baselines and finetuning {rest}"
 
 
+def share_compiled(workdir: Path) -> None:
+    """Runs of one modality set share one compiled step, in this and later processes."""
+    jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m av_mae.demo",
@@ -254,9 +271,7 @@ def main(argv=None):
     options = parser.parse_args(argv)
     commandline.quiet_libraries()
     commandline.show_our_log()
-    # Runs of one modality set share one compiled step.
-    jax.config.update("jax_compilation_cache_dir", str(options.workdir / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    share_compiled(options.workdir)
     arg = "smoke" if options.smoke else ""
     try:
         print(run(options.workdir, options.clips, options.jobs, arg))

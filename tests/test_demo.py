@@ -1,5 +1,6 @@
 """The demo: its tables, and the whole of it at smoke size."""
 
+import csv
 import importlib.util
 import json
 import re
@@ -115,6 +116,16 @@ def test_times(tmp_path):
     assert demo.times(tmp_path) == (
         "Time: data 1 m 1 s, pretrain 5 s, baselines and finetuning 7 s"
     )
+
+
+def test_clips_held_out_of_training(tmp_path):
+    rows = [f"{i}.mp4,,,zero,train" for i in range(4)] + ["t.mp4,,,one,test"]
+    manifest = tmp_path / "clips.csv"
+    for count, splits in {0: ["train"] * 4, 1: ["train"] * 3 + ["validation"]}.items():
+        manifest.write_text("\n".join(["path,start,end,label,split", *rows]) + "\n")
+        demo.hold_out(manifest, count)
+        found = list(csv.DictReader(manifest.open()))
+        assert [row["split"] for row in found] == [*splits, "test"]
 
 
 def test_a_command_that_fails_is_named(tmp_path, capfd):

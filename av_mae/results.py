@@ -1,0 +1,496 @@
+"""Does pretraining pay? Paired seeds on the built-in digits → docs/digits.md.
+
+    python -m av_mae.results --workdir runs/results --out docs/digits.md
+
+For each seed (its own labelled clips, initialisation, order and pretraining): finetuned
+from scratch and from pretrained weights on 50, 200 and 1,000 labels, each start with
+the learning rate and length that a search of the same size, on clips held out of
+training, found for it; late fusion; linear and nearest-neighbour classifiers on frozen
+features, beside a random model; all labels. Every part is kept in the workdir: run
+again, it goes on where it stopped. The page is written after every part, with what is
+there by then; after `--minutes` no further part begins, so that what is missing are the
+last seeds.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+
+from av_mae import (
+    UserError,
+    api,
+    baselines,
+    commandline,
+    demo,
+    featureset,
+    knn,
+    pretrain,
+    sweep,
+)
+from data import DataError
+
+log = logging.getLogger("av_mae.results")  # `__name__` may be "__main__"
+
+LABELS = (50, 200, 1000)
+ALL = 0  # as `data.limit` has it
+SEARCH_SEED = 1000  # the search sees labelled clips and orders that no result sees
+RATES, STEPS = (6.4e-3, 1.28e-2, 2.56e-2), (200, 400)
+# Of the same clips as many passes as 400 updates make over 1,000 labels.
+EPOCHS_OF_ALL = 8.0
+VARIANTS = {"both": "", "sound": "audio", "picture": "video"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How large it is made: clips, seeds, sizes of the search; `arg` of the configs."""
+
+    clips: int = 4000
+    held_out: int = 500
+    labels: tuple[int, ...] = LABELS
+    rates: tuple[float, ...] = RATES
+    steps: tuple[int, ...] = STEPS
+    arg: str = ""
+
+
+SMOKE = Scale(100, 20, (20,), (1.28e-2,), (2, 4), "smoke")
+
+
+class Work:
+    """The parts of one workdir: each made once, each told by the name of its file."""
+
+    def __init__(self, workdir: Path, scale: Scale, jobs: int):
+        self.workdir, self.scale, self.jobs = workdir, scale, jobs
+        self._sets: dict = {}
+
+    def part(self, name: str, make: Callable[[], dict]) -> dict:
+        """The result `name`, made (and timed) if it is not there."""
+        return demo.once(self.workdir / "results" / f"{name}.json", make)
+
+    def found(self, name: str) -> dict | None:
+        """The result `name`, or None before it is made."""
+        path = self.workdir / "results" / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def minutes(self) -> float:
+        """What all parts took together, in this and earlier runs."""
+        files = (self.workdir / "results").glob("*.json")
+        return sum(json.loads(f.read_text())["seconds"] for f in files) / 60
+
+    def config(self, name: str, variant: str = ""):
+        """The digits config `name`, in a variant, on this workdir's data."""
+        words = [word for word in (variant, self.scale.arg) if word]
+        return demo.config_of(name, self.workdir, ",".join(words))
+
+    def split(self, config, split: str, label: str):
+        """A data set, kept for the next user of the same clips."""
+        limit = config.data.limit if split == config.data.split else 0
+        seed = config.seed if limit else 0  # whose draw of labelled clips it is
+        key = (split, label, limit, seed)
+        if key not in self._sets:
+            if limit:  # one draw at a time: the memory is for what all share
+                self._sets = {k: v for k, v in self._sets.items() if not k[2]}
+            settings = config.copy_and_resolve_references()
+            settings.data.limit = limit
+            self._sets[key] = demo.load(settings, split, label, cache=True)
+        return self._sets[key]
+
+
+def make_data(work: Work) -> dict:
+    """Train, validation (of the training voices and scans) and test clips."""
+    scale = work.scale
+    return demo.make_data(work.workdir, scale.clips, work.jobs, scale.held_out)
+
+
+def pretrained(work: Work, seed: int, name: str) -> Path:
+    """The workdir of a pretraining on both, sound or picture."""
+    folder = work.workdir / f"pretrain_{name}_{seed}"
+
+    def make() -> dict:
+        config = work.config("pretrain", VARIANTS[name])
+        config.seed, config.log.pictures = seed, 0
+        data = {
+            "train": work.split(config, config.data.split, "none"),
+            "eval": work.split(config, config.eval.split, "class"),
+        }
+        return demo.finished(pretrain.train(config, data, folder))
+
+    work.part(folder.name, make)
+    return folder
+
+
+def finetuned(
+    work: Work,
+    name: str,
+    modalities: str,
+    start: Path | None,
+    seed: int,
+    labels: int,
+    rate: float,
+    steps: int,
+    split: str = "test",
+) -> dict:
+    """One finetuning: its top-1, and beside it the folder with its test logits."""
+    folder = work.workdir / "finetune" / name
+
+    def make() -> dict:
+        config = work.config("finetune")
+        config.seed, config.data.limit = seed, labels
+        config.modalities = demo.SETS[modalities]
+        config.schedule.learning_rate_per_256 = rate
+        config.init_from.checkpoint_path = str(start or "")
+        if labels == ALL:
+            config.batch_size *= 4
+            config.steps, config.epochs = 0, EPOCHS_OF_ALL
+        else:  # the same warm-up for any number of labels
+            config.steps = steps
+            config.schedule.warmup_epochs = 0.1 * steps * config.batch_size / labels
+        config.eval.split = split
+        config.eval.every_epochs = 1e9  # at the end alone
+        data = {
+            "train": work.split(config, config.data.split, "class"),
+            "eval": work.split(config, split, "class"),
+        }
+        return demo.run_finetuning(config, data, folder) | {"folder": str(folder)}
+
+    return work.part(name, make)
+
+
+STARTS = ("scratch", "pretrained")
+
+
+def search(work: Work, start: str, modalities: str) -> tuple[float, int]:
+    """The learning rate and the number of updates that do best on held-out clips.
+
+    At the middle number of labels; every start has as many tries.
+    """
+    labels = work.scale.labels[len(work.scale.labels) // 2]
+    path = pretrained(work, 0, "both") if start == "pretrained" else None
+    best: tuple = (-1.0, 0.0, 0)
+    for rate, steps in itertools.product(work.scale.rates, work.scale.steps):
+        name = f"search_{start}_{modalities}_{rate:g}_{steps}"
+        setting = (modalities, path, SEARCH_SEED, labels, rate, steps, "validation")
+        found = finetuned(work, name, *setting)["eval/top_1"]
+        best = max(best, (found, rate, steps), key=lambda x: x[0])
+    return best[1:]
+
+
+def finetunings(seed: int, scale: Scale) -> Iterator[tuple[str, str, str, int]]:
+    """(start, what it was pretrained on or '', modalities, labels) of a seed."""
+    for labels in (*scale.labels, ALL):
+        for modalities in demo.SETS:
+            yield "scratch", "", modalities, labels
+            if labels == ALL:
+                continue
+            yield "pretrained", "both", modalities, labels
+            if modalities != "both":
+                yield "pretrained", modalities, modalities, labels
+
+
+def row_name(start: str, source: str) -> str:
+    """What the table calls it: scratch, both → , sound → ."""
+    return start if start == "scratch" else f"pretrained on {source}"
+
+
+def do_seed(work: Work, seed: int, may_begin: Callable[[], bool]):
+    """All parts of a seed, as long as another one may begin."""
+    jobs: list[Callable] = [lambda: frozen(work, seed)]
+    for start, source, modalities, labels in finetunings(seed, work.scale):
+
+        def job(start=start, source=source, modalities=modalities, labels=labels):
+            rate, steps = search(work, start, modalities)
+            path = pretrained(work, seed, source) if source else None
+            name = part_name(start, source, modalities, labels, seed)
+            finetuned(work, name, modalities, path, seed, labels, rate, steps)
+
+        jobs.append(job)
+    for labels in work.scale.labels:
+        jobs.append(lambda labels=labels: linear(work, seed, labels))
+    for job in jobs:
+        if not may_begin():
+            return
+        job()
+
+
+def part_name(start, source, modalities, labels, seed) -> str:
+    """The name of a finetuning's part."""
+    source = f"_{source}" if source else ""
+    return f"{start}{source}_{modalities}_{labels or 'all'}_{seed}"
+
+
+def linear(work: Work, seed: int, labels: int) -> dict:
+    """The linear baselines on this seed's labelled clips."""
+
+    def make() -> dict:
+        config = work.config("finetune")
+        config.seed, config.data.limit = seed, labels
+        data = {
+            "train": work.split(config, config.data.split, "class"),
+            "eval": work.split(config, "test", "class"),
+        }
+        return demo.linear_baselines(config, data)
+
+    return work.part(f"linear_{labels}_{seed}", make)
+
+
+def frozen(work: Work, seed: int) -> dict:
+    """Linear and k-NN accuracy on features of the pretrained and of a random model.
+
+    Of 200 labels, linear; of all, k-NN (cosine, k = 20).
+    """
+
+    def make() -> dict:
+        labels = work.scale.labels[len(work.scale.labels) // 2]
+        trained = api.load(pretrained(work, seed, "both"))
+        weights = pretrain.init(trained.config, trained.module, jax.random.key(seed))
+        models = {
+            "pretrained": trained,
+            "random": dataclasses.replace(trained, params=jax.device_get(weights)),
+        }
+        config = work.config("finetune")
+        config.seed, config.data.limit = seed, labels
+        few = work.split(config, config.data.split, "class")
+        config.data.limit = 0
+        sets = [work.split(config, split, "class") for split in ("train", "test")]
+        result: dict = {}
+        for name, model in models.items():
+            some, train, test = (
+                featureset.compute(model, x, config.eval.batch_size)
+                for x in (few, *sets)
+            )
+            result[name] = {"linear": {}, "k-NN": {}}
+            for modalities, top_1 in knn.evaluate(train, test).items():
+                result[name]["k-NN"][modalities] = top_1["top_1"]
+                result[name]["linear"][modalities] = baselines.linear_accuracy(
+                    *(some.features[modalities], some.labels),
+                    *(test.features[modalities], test.labels),
+                )
+        return result
+
+    return work.part(f"frozen_{seed}", make)
+
+
+# ----------------------------------------------------------------------------- the page
+
+
+def cell(values: list[float]) -> str:
+    """Mean and 95 % interval in per cent: `45.1 ± 1.2 (5)`; empty without values."""
+    if not values:
+        return ""
+    mean, half = sweep.interval(values)
+    text = f"{100 * mean:.1f}"
+    return text + (
+        f" ± {100 * half:.1f} ({len(values)})" if len(values) > 1 else " (1)"
+    )
+
+
+def table(work: Work, seeds: int) -> str:
+    """The page, of the parts that are there."""
+    lines = [HEAD.format(**facts(work))]
+    for labels in (*work.scale.labels, ALL):
+        shown = f"{labels:,} labels" if labels else "All labels"
+        lines += [
+            f"\n## {shown}\n",
+            "| | sound | picture | both |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {name} | {' | '.join(c)} |" for name, c in rows(work, labels, seeds)
+        ]
+    lines += [*differences(work, seeds), *frozen_table(work, seeds), *settings(work)]
+    return "\n".join(lines) + "\n"
+
+
+HEAD = """\
+# Does pretraining pay? The built-in digits
+
+Written by `make results`; {clips:,} clips to pretrain on, {test:,} to test. Top-1 in
+per cent: mean ± 95 % interval (t distribution) and in brackets the number of seeds. A
+seed has its own labelled clips, initialisation, order and pretraining, the same for all
+rows; chance is 10. It took {minutes:.0f} minutes so far."""
+
+
+def line(*cells: object) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def header(*cells: str) -> str:
+    """The first two rows of a Markdown table."""
+    return line(*cells) + "\n" + "|---" * len(cells) + "|"
+
+
+def facts(work: Work) -> dict:
+    data = work.found("data") or {"train": 0, "test": 0}
+    return {"clips": data["train"], "test": data["test"], "minutes": work.minutes()}
+
+
+def top_1(work: Work, name: str) -> float | None:
+    """Top-1 of a finetuning, None before it is done."""
+    found = work.found(name)
+    return found and found["eval/top_1"]
+
+
+def per_seed(work: Work, start, source, modalities, labels, seeds) -> dict[int, float]:
+    """{seed: top-1} of what is done; `late fusion` of the two single models."""
+
+    def value(seed: int) -> float | None:
+        name = lambda m, source: part_name(start, source, m, labels, seed)
+        if modalities != "late":
+            return top_1(work, name(modalities, source))
+        pair = [
+            work.found(name(m, m if source == "alone" else source))
+            for m in ("sound", "picture")
+        ]
+        if not all(pair):
+            return None
+        return demo.late_fusion(*(Path(found["folder"]) for found in pair))
+
+    found = {seed: value(seed) for seed in range(seeds)}
+    return {seed: x for seed, x in found.items() if x is not None}
+
+
+def rows(work: Work, labels: int, seeds: int) -> Iterator[tuple[str, list[str]]]:
+    """(name, cells for sound, picture, both) at a number of labels."""
+    if labels != ALL:
+        found = [work.found(f"linear_{labels}_{seed}") for seed in range(seeds)]
+        yield "linear", [cell([x[m] for x in found if x]) for m in demo.SETS]
+    kinds = [("scratch", "")]
+    if labels != ALL:
+        kinds += [("pretrained", "both"), ("pretrained", "alone")]
+    for start, source in kinds:
+        cells = []
+        for m in demo.SETS:
+            own = m if source == "alone" else source
+            values = {}
+            if not (source == "alone" and m == "both"):
+                values = per_seed(work, start, own, m, labels, seeds)
+            cells.append(cell(list(values.values())))
+        name = "each pretrained alone" if source == "alone" else row_name(start, source)
+        yield name, cells
+        late = per_seed(work, start, source, "late", labels, seeds)
+        yield f"{name}: late fusion", ["", "", cell(list(late.values()))]
+
+
+def differences(work: Work, seeds: int) -> list[str]:
+    """Paired differences between rows, in points, with their intervals."""
+    lines = ["\n## Paired differences, in points\n"]
+    lines += [header("", "labels", "difference")]
+    both = ("pretrained", "both", "both")
+    pairs = [
+        ("pretrained − scratch, both", both, ("scratch", "", "both")),
+        (
+            *("pretrained − scratch, sound", ("pretrained", "both", "sound")),
+            ("scratch", "", "sound"),
+        ),
+        (
+            *("pretrained − scratch, picture", ("pretrained", "both", "picture")),
+            ("scratch", "", "picture"),
+        ),
+        ("pretrained, both − late fusion", both, ("pretrained", "both", "late")),
+    ]
+    for labels, (name, one, other) in itertools.product(work.scale.labels, pairs):
+        a = per_seed(work, *one, labels, seeds)
+        b = per_seed(work, *other, labels, seeds)
+        paired = [a[seed] - b[seed] for seed in a.keys() & b.keys()]
+        lines.append(line(name, f"{labels:,}", cell(paired)))
+    return lines
+
+
+def frozen_table(work: Work, seeds: int) -> list[str]:
+    """Frozen features: the pretrained model's beside a random one's."""
+    found = [work.found(f"frozen_{seed}") for seed in range(seeds)]
+    found = [x for x in found if x]
+    lines = ["\n## Frozen features\n"]
+    lines += [
+        "| model | classifier | sound | picture | both |",
+        "|---|---|---|---|---|",
+    ]
+    labels = work.scale.labels[len(work.scale.labels) // 2]
+    names = {"linear": f"linear, {labels:,} labels", "k-NN": "k-NN, all labels"}
+    for model, kind in itertools.product(("pretrained", "random"), names):
+        cells = [
+            cell([x[model][kind]["+".join(demo.SETS[m])] for x in found])
+            for m in demo.SETS
+        ]
+        lines.append(line(model, names[kind], *cells))
+    return lines
+
+
+def settings(work: Work) -> list[str]:
+    """What the search found for each start."""
+    lines = ["\n## Learning rates and lengths\n"]
+    lines.append(
+        "Found on clips held out of training, one try for each of "
+        f"{len(work.scale.rates)} rates and {len(work.scale.steps)} lengths:\n"
+    )
+    lines += [
+        "| start | | rate per 256 | updates | top-1 there |",
+        "|---|---|---|---|---|",
+    ]
+    for start, modalities in itertools.product(STARTS, demo.SETS):
+        tries = [
+            (top_1(work, f"search_{start}_{modalities}_{rate:g}_{steps}"), rate, steps)
+            for rate, steps in itertools.product(work.scale.rates, work.scale.steps)
+        ]
+        done = [x for x in tries if x[0] is not None]
+        if done:
+            best, rate, steps = max(done, key=lambda x: x[0])
+            lines.append(line(start, modalities, f"{rate:g}", steps, cell([best])))
+    return lines
+
+
+def run(work: Work, seeds: int, minutes: float, out: Path):
+    """All parts in order; the page after each seed, and at the end."""
+    work.part("data", lambda: make_data(work))
+    write = lambda: out.write_text(table(work, seeds), encoding="utf-8")
+
+    def may_begin() -> bool:
+        write()
+        return work.minutes() < minutes
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for seed in range(seeds):
+        do_seed(work, seed, may_begin)
+    write()
+    spent = work.minutes()
+    if spent >= minutes:
+        log.warning("stopped after %.0f minutes: --minutes more goes on", spent)
+    log.info("%s", out)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m av_mae.results",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", type=Path, default=Path("runs/results"))
+    parser.add_argument("--out", type=Path, default=Path("docs/digits.md"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=150.0)
+    parser.add_argument("--jobs", type=int, default=0, help="0: one per processor")
+    parser.add_argument("--smoke", action="store_true", help="seconds, for testing")
+    given = parser.parse_args(argv)
+    commandline.quiet_libraries()
+    commandline.show_our_log()
+    demo.share_compiled(given.workdir)
+    scale = SMOKE if given.smoke else Scale()
+    try:
+        run(
+            Work(given.workdir, scale, given.jobs),
+            given.seeds,
+            given.minutes,
+            given.out,
+        )
+    except (UserError, DataError) as error:
+        commandline.stop(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The page of results: what is computed of the parts, and the whole at smoke size."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import toy
+
+from av_mae import results, sweep
+
+SCALE = results.Scale(100, 20, (20,), (1e-2,), (2, 4), "smoke")
+
+
+def made(tmp_path, parts: dict) -> results.Work:
+    """A workdir in which these parts are done."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for name, result in parts.items():
+        (folder / f"{name}.json").write_text(json.dumps({"seconds": 30.0} | result))
+    return results.Work(tmp_path, SCALE, 1)
+
+
+def test_cells():
+    assert results.cell([]) == ""
+    assert results.cell([0.5]) == "50.0 (1)"
+    mean, half = sweep.interval([0.1, 0.2, 0.4])
+    assert results.cell([0.1, 0.2, 0.4]) == f"{100 * mean:.1f} ± {100 * half:.1f} (3)"
+
+
+def test_pairs_are_of_one_seed(tmp_path):
+    """A difference takes the seeds that both have; the interval is of differences."""
+    parts = {}
+    for seed, (a, b) in enumerate([(0.5, 0.3), (0.7, 0.5), (0.9, None)]):
+        parts[f"pretrained_both_both_20_{seed}"] = {"eval/top_1": a}
+        if b is not None:
+            parts[f"scratch_both_20_{seed}"] = {"eval/top_1": b}
+    text = results.table(made(tmp_path, parts), 3)
+    assert "| pretrained − scratch, both | 20 | 20.0 ± 0.0 (2) |" in text
+    assert "| pretrained on both |  |  | 70.0 ± 49.7 (3) |" in text
+    assert "It took 2 minutes" in text
+
+
+def test_late_fusion_is_of_the_mean_logits(tmp_path):
+    parts = {}
+    truth = np.array([0, 1, 0, 1])
+    logits = {"sound": [[3, 0], [0, 1], [0, 2], [0, 1]]}
+    logits["picture"] = [[0, 1], [0, 1], [0, 1], [2, 0]]
+    for m, values in logits.items():
+        folder = tmp_path / m
+        folder.mkdir()
+        np.savez(folder / "logits.npz", logits=np.array(values, float), labels=truth)
+        part = {"eval/top_1": 0.5, "folder": str(folder)}
+        parts[f"scratch_{m}_20_0"] = part
+    text = results.table(made(tmp_path, parts), 1)
+    assert "| scratch: late fusion |  |  | 50.0 (1) |" in text
+
+
+def test_the_search_takes_the_best_on_held_out_clips(tmp_path):
+    parts = {
+        "search_scratch_sound_0.01_2": {"eval/top_1": 0.3},
+        "search_scratch_sound_0.01_4": {"eval/top_1": 0.4},
+    }
+    work = made(tmp_path, parts)
+    assert results.search(work, "scratch", "sound") == (1e-2, 4)
+    assert "| scratch | sound | 0.01 | 4 | 40.0 (1) |" in results.table(work, 1)
+
+
+def test_nothing_begins_after_the_last_minute(tmp_path):
+    work = made(tmp_path, {"data": {"train": 100, "test": 50}})
+    out = tmp_path / "page.md"
+    results.run(work, seeds=2, minutes=0.5, out=out)
+    assert "100 clips to pretrain on, 50 to test" in out.read_text()
+    assert sorted(p.stem for p in (tmp_path / "results").iterdir()) == ["data"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("espeakng_loader") is None,
+    reason="espeakng_loader (the extra `demo`) is not installed",
+)
+def test_the_whole_at_smoke_size(tmp_path):
+    out = tmp_path / "digits.md"
+    command = ("-m", "av_mae.results", "--smoke", "--seeds", 1, "--jobs", 2)
+    command += ("--workdir", tmp_path / "work", "--out", out)
+    toy.run(*command)
+    text = out.read_text()
+    for name in ("scratch", "pretrained on both", "each pretrained alone"):
+        assert f"| {name} |" in text and f"| {name}: late fusion |  |  |" in text
+    assert "## All labels" in text and "| random | k-NN, all labels |" in text
+    rows = [x.split("|")[2:-1] for x in text.splitlines() if x.startswith("| linear")]
+    assert all(cell.strip() for cell in rows[0])
+    # Again: nothing is made a second time.
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "work/results").iterdir()}
+    toy.run(*command)
+    assert times == {p: p.stat().st_mtime_ns for p in times} and out.read_text() == text

@@ -177,6 +177,10 @@ class Dataset:
         dataset = grain.MapDataset.source(numbers).map(self._reader.evaluate)
         return self._iterate(dataset, batch_size, 0)
 
+    def rows(self) -> tuple[samples.Reader, np.ndarray]:
+        """What makes a row from a number, and the numbers, for measurements."""
+        return self._reader, self._clips
+
     def _iterate(self, dataset, batch_size, step):
         if batch_size % self._num_processes:
             raise ConfigError(

@@ -139,9 +139,8 @@ def _fields(config: ConfigDict, neutral: ConfigDict, prefix: str = ""):
 
 
 def _own(group) -> tuple[str, ...]:
-    """Fields that only one kind of model has."""
-    heard = "fusion" in group and group["fusion"] in maskenhancer.FUSIONS
-    return ("model.sound",) if heard else ()
+    """Fields that `model` alone may have besides: AV-MaskEnhancer's (maskenhancer)."""
+    return ("model.sound",) if "fusion" in group else ()
 
 
 def _kind(value) -> str:

@@ -215,7 +215,7 @@ def _prepare(argv: list[str]):
     import os
     import tempfile
 
-    from data import DataError, prepare
+    from data import DataError, prepare, prepare_speed
 
     if len(argv) != 1 or argv[0].startswith("-"):
         commandline.stop(UserError("give one folder or CSV: benchmark prepare FOLDER."))
@@ -232,6 +232,8 @@ def _prepare(argv: list[str]):
             f"{jobs} of {cores} cores: {found['clips']} clips in {seconds:.1f} s, "
             f"{found['clips'] / seconds:.3g} clips/s"
         )
+    for line in prepare_speed.lines(prepare_speed.compare(argv[0])):
+        print(line)
 
 
 def main(argv: Sequence[str] | None = None):

@@ -1,11 +1,13 @@
 """Degraded input: each kind by its definition, its errors, what it depends on."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 from PIL import Image
 from scenic import quick
 from scipy import ndimage
@@ -181,3 +183,36 @@ def test_a_wrong_corruption_is_named(text, words):
     with pytest.raises(ConfigError, match=f"^eval.corruption is .*{words}"):
         corruption.parse("eval.corruption", text)
     assert math.isfinite(corruption.parse("eval.corruption", "blur:2").level)
+
+
+@pytest.mark.slow
+def test_a_user_trains_with_everything_and_tests_on_degraded_clips(tmp_path):
+    """Every augmentation by command line; evaluated clean, and the same noise twice."""
+    toy.write_folder(tmp_path / "clips", 12)
+    data = tmp_path / "set"
+    split = "train=0.6,validation=0.4"
+    toy.run("-m", "data.prepare", tmp_path / "clips", "--out", data, "--split", split)
+    command = (
+        *("-m", "av_mae.main", "--config=configs/folder/finetune.py:smoke"),
+        *(f"--workdir={tmp_path / 'run'}", f"--config.data.dir={data}"),
+        *("--config.data.randaugment=rand-m7-n4-mstd0.5-inc1", "--config.steps=8"),
+        *("--config.augment.colour=0.8", "--config.augment.grey=0.1"),
+        *("--config.augment.erase=0.25", "--config.augment.corruption=blur:1"),
+        *("--config.augment.frequency_masks=2", "--config.augment.frequency_width=36"),
+        *("--config.augment.time_masks=4", "--config.augment.time_width=8"),
+        "--config.schedule.learning_rate_per_256=0.5",
+    )
+    toy.run(*command)
+    test = (*command, "--config.mode=eval")
+
+    def loss(*more):
+        text = toy.run(*test, *more)
+        return float(re.search(r"^evaluation on .*\bloss (\S+)", text, re.M)[1])
+
+    noise = "--config.eval.corruption=noise:90"
+    noisy = loss(noise)
+    assert abs(loss() - noisy) > 1e-3
+    assert loss(noise, "--config.eval.batch_size=2") == pytest.approx(noisy, rel=1e-3)
+    text = toy.run(*test, "--config.eval.corruption=nois:90", code=2)
+    assert "eval.corruption is 'nois': did you mean 'noise'?" in text
+    assert "Traceback" not in text

@@ -135,6 +135,9 @@ FAMILIES = {
     "videomae recipe: resized crop": Family(
         "videomae/mcg_recipe", "crop boxes: of random size"
     ),
+    "videomae recipe: random erasing": Family(
+        "videomae/mcg_recipe", "random erasing: the box, draws fed"
+    ),
     "videomae recipe: three crops": Family(
         "videomae/mcg_recipe", "crop boxes: three at test"
     ),

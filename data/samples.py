@@ -106,13 +106,17 @@ class Reader:
                 skipped[tried] = candidate
 
     def train(self, number, rng):
-        """A row of random windows (`samples_per_clip` of them), each its own crop."""
-        config = self.config
+        """A row of random windows (`samples_per_clip` of them), each its own crop.
+
+        By VideoMAE's rules for finetuning it is one window with several crops.
+        """
+        config, samples = self.config, self.config.samples_per_clip
+        windows_drawn = 1 if config.sampling in sampling.ONE_WINDOW else samples
 
         def windows(clip):
-            count = range(config.samples_per_clip)
+            count = range(windows_drawn)
             pairs = [sampling.train_window(self.want, clip, rng) for _ in count]
-            return tuple(zip(*pairs, strict=True))
+            return tuple(zip(*pairs * (samples // windows_drawn), strict=True))
 
         def boxes(height, width):
             return [transforms.CROPS[config.crop](rng, height, width, config.size)]

@@ -160,6 +160,9 @@ SAMPLINGS = {
     "stretched": Sampling(stretched_train, held_views),
     "segments": Sampling(segments_train, segments_views),
 }
+# Several samples of a clip are of one window (VideoMAE: `num_sample`; Hoffer et al.,
+# 2020, arXiv:1901.09335), not of windows of their own.
+ONE_WINDOW = ("stretched", "segments")
 
 
 # ------------------------------------------------------------------- frames with sound

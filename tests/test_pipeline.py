@@ -263,6 +263,17 @@ def test_rules_for_frames_reach_the_batch(load, sampled):
     np.testing.assert_array_equal(batch["rgb"][0, :, :, 0, 0, 1], expected)
 
 
+@pytest.mark.parametrize("sampled", sampling.SAMPLINGS)
+def test_samples_by_videomaes_rules_are_crops_of_one_window(load, sampled):
+    config = dict(sampling=sampled, stride=9, samples_per_clip=2, size=6, threads=0)
+    (batch,) = take(load(config=config).train(10), 1)
+    times, columns = batch["rgb"][:, :, :, 0, 0, 1], batch["rgb"][:, :, 0, 0, 0, 2]
+    same = (times[:, 0] == times[:, 1]).all()
+    assert same == (sampled in ("stretched", "segments"))
+    assert same == (batch["waveform"][:, 0] == batch["waveform"][:, 1]).all()
+    assert (columns[:, 0] != columns[:, 1]).any()
+
+
 def test_the_middle_of_three_crops_rounds_as_its_system_does(load):
     for sampled, left in (("dense", 2), ("held", 1), ("segments", 1)):
         dataset = load(config=dict(sampling=sampled, crops=3, size=7, short_side=7))

@@ -12,8 +12,9 @@ process of its own, what it costs to make training batches of them
 |               | and cropped by tf.image; sound stays float32; AUTOTUNE everywhere  |
 | files, PyAV   | the source files, decoded on the fly (data/folder_source.py)       |
 
-with the same frames, sizes and seconds, as `config.data` says. Times depend on what
-else the machine does; ratios of one run do so less.
+with the same frames, sizes and seconds, as `config.data` says. Clips a second depend on
+what else the machine does, and favour who has more threads; processor time a clip does
+so much less, and is what an idle machine divides its cores by.
 """
 
 import json
@@ -50,6 +51,7 @@ TARGETS = (  # (what, a over b or its inverse, at least)
 class Speed(NamedTuple):
     """What one way of reading costs.
 
+    processor: milliseconds of processor time a clip, over all threads.
     stages: milliseconds a clip in one thread, by name in `STAGES`; {} where they cannot
         be told apart. first_batch: seconds from opening; imports: seconds before that.
     disk_bytes, host_bytes: of a clip, as stored and as handed to the device.
@@ -58,6 +60,7 @@ class Speed(NamedTuple):
 
     name: str
     clips_per_second: float
+    processor: float
     first_batch: float
     imports: float
     stages: dict[str, float]
@@ -184,14 +187,16 @@ def measure(task: dict) -> Speed:
     first = next(batches)
     first_batch = time.perf_counter() - opened
     for share in (0.25, 1.0):  # what is measured first is forgotten
-        count, start = 0, time.perf_counter()
+        count, start, spent = 0, time.perf_counter(), time.process_time()
         while count < 2 or time.perf_counter() - start < share * task["seconds"]:
             next(batches)
             count += 1
     rate = count * task["batch_size"] / (time.perf_counter() - start)
+    spent = 1000 * (time.process_time() - spent) / (count * task["batch_size"])
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     size = sum(value.nbytes for value in first.values()) / task["batch_size"]
-    return Speed(task["name"], rate, first_batch, imports, stages(), disk, size, memory)
+    rates = rate, spent, first_batch, imports
+    return Speed(task["name"], *rates, stages(), disk, size, memory)
 
 
 def _own_batches(task: dict):
@@ -345,7 +350,8 @@ def _tf_batches(task: dict):
 def show(speeds: list[Speed], console: rich.console.Console) -> None:
     """A table of all ways, and the ratios that matter."""
     table = rich.table.Table()
-    columns = ("clips/s", "first batch s", "(imports s)", *(f"{s} ms" for s in STAGES))
+    columns = ("clips/s", "CPU ms", "first batch s", "(imports s)")
+    columns += tuple(f"{stage} ms" for stage in STAGES)
     columns += ("kB on disk", "kB to device", "memory MB")
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left")
@@ -357,6 +363,7 @@ def show(speeds: list[Speed], console: rich.console.Console) -> None:
         table.add_row(
             speed.name,
             f"{speed.clips_per_second:.1f}",
+            f"{speed.processor:.1f}",
             f"{speed.first_batch:.2f}",
             f"{speed.imports:.1f}",
             *stages,
@@ -374,8 +381,13 @@ def ratios(speeds: list[Speed]) -> Iterator[str]:
     by_name = {speed.name: speed for speed in speeds}
     for one, other, target in TARGETS:
         if one in by_name and other in by_name:
-            ratio = by_name[one].clips_per_second / by_name[other].clips_per_second
-            yield f"{one} / {other}: {ratio:.2f} x its clips/s (aim: {target:g})"
+            own, theirs = by_name[one], by_name[other]
+            ratio = own.clips_per_second / theirs.clips_per_second
+            cheap = theirs.processor / own.processor
+            yield (
+                f"{one} / {other}: {ratio:.2f} x its clips a second, {cheap:.2f} x its "
+                f"clips by processor time (aim: {target:g})"
+            )
     if BASELINE in by_name:
         for one in OURS:
             own, theirs = by_name[one], by_name[BASELINE]

@@ -32,7 +32,8 @@ from av_mae.transformer import (
     size_of,
 )
 
-Patches = Mapping[str, Float[Array, "b _n _f"]]
+# Of fewer rows than the masks where several masks are drawn for a clip.
+Patches = Mapping[str, Float[Array, "_ _n _f"]]
 Masks = Mapping[str, Mask]
 Encoded = Mapping[str, Float[Array, "b _k d"]]
 Grids = Mapping[str, tuple[int, ...]]

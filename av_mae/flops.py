@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from av_mae import choose, fusion, inputs, losses, maskenhancer, masking
+from av_mae import choose, fusion, inputs, losses, maskenhancer, masking, peaks
 from av_mae.autoencoder import DECODERS, objective_of
 from av_mae.transformer import size_of
 
@@ -61,6 +61,18 @@ def per_clip(config, train: bool = True, classes=None) -> int:
     if train:
         return passes(config) * training(config, classes)
     return passes(config, False) * 2 * sum(multiply_adds(config, classes).values())
+
+
+def utilisation(config, clips_per_second: float) -> dict[str, float]:
+    """{"mfu": share of the devices' peak that training uses}; {} on a device without.
+
+    By the count and the peaks of `python -m av_mae.benchmark step`.
+    """
+    name = peaks.name_of(jax.devices()[0].device_kind)
+    if not name:
+        return {}
+    peak = peaks.flops(peaks.named(name), config.compute.dtype) * jax.device_count()
+    return {"mfu": per_clip(config) * clips_per_second / peak}
 
 
 # One layer, and stacks of them.

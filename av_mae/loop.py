@@ -299,6 +299,7 @@ def progress(
             f"{timing['clips_per_second']:.3g} clips/s"
             if timing["clips_per_second"] < 100
             else f"{timing['clips_per_second']:.0f} clips/s",
+            *([f"MFU {timing['mfu']:.0%}"] if "mfu" in timing else []),
             f"wait {timing['wait_share']:.0%}",
             f"left {duration(timing['seconds_left'])}",
         )

@@ -37,6 +37,11 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run lives; default: runs/<data>_<file> of the config."
 )
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "Of several processes: host:port of the first; see parallel.py."
+)
+PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes there are.")
+PROCESS = flags.DEFINE_integer("process_id", -1, "Which one this is, from 0.")
 
 TRAINERS = {"pretrain": pretrain, "finetune": finetune}
 
@@ -48,7 +53,7 @@ def main(argv):
     workdir = Path(WORKDIR.value or default_workdir(file))
     try:
         commandline.quiet_libraries()
-        parallel.initialize()
+        parallel.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         if jax.process_index() == 0:
             commandline.show_our_log()
         log.info("%s", parallel.describe_devices())

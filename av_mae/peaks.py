@@ -23,7 +23,7 @@ class Device(NamedTuple):
     memory: float
 
 
-def _device(bfloat16: float, float32: float, gigabytes: float) -> Device:
+def _device(bfloat16: int, float32: float | int, gigabytes: int) -> Device:
     return Device(bfloat16 * 1e12, float32 * 1e12, gigabytes * 1e9)
 
 

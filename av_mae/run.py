@@ -21,6 +21,7 @@ from av_mae import (
     TrainingError,
     caveats,
     checkpoints,
+    flops,
     importers,
     loop,
     optim,
@@ -157,6 +158,7 @@ class Run:
         self.check()
         step, numbers = self._newest
         timing, bad = clock.report(step), loop.not_finite(numbers)
+        timing |= flops.utilisation(self.config, timing["clips_per_second"])
         written = {name: x for name, x in numbers.items() if name not in bad}
         self.writer.write(step, {**written, **timing})
         each = {

@@ -1,6 +1,7 @@
 """Devices: the mesh, what is split over it, and several processes."""
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import toy
 
 from av_mae import ConfigError, parallel
 
@@ -147,3 +149,76 @@ def test_put_batch_keeps_values_and_types():
     placed = parallel.put_batch(batch, parallel.mesh(1, 1))
     assert placed["rgb"].dtype == np.uint8
     np.testing.assert_array_equal(placed["rgb"], batch["rgb"])
+
+
+@pytest.mark.slow
+def test_processes_meet_by_flags():
+    """Two of them on this machine; that there is no data set is found together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *("-m", "av_mae.main", "--config=configs/digits/pretrain.py:smoke"),
+        *("--config.data.dir=/none", f"--coordinator=127.0.0.1:{port}"),
+        "--num_processes=2",
+    ]
+    both = [toy.start(*command, f"--process_id={i}") for i in range(2)]
+    first, second = (toy.finish(process, 2) for process in both)
+    assert "2 CPU devices" in first and "2 processes" in first
+    assert "2 processes" not in second  # one process speaks
+    assert "error: " in first and "/none" in first
+    text = toy.run(*command, code=2)
+    assert "process_id" in text and "give the missing ones" in text
+
+
+FSDP = """
+import re, sys
+sys.path.insert(0, "tests")
+import jax, synthetic
+from av_mae import parallel, plan, program
+
+jax.config.update("jax_disable_most_optimizations", True)
+parallel.MIN_SPLIT = 64
+
+def compiled(data, fsdp, clips=8, scan=False):
+    config = synthetic.tiny("digits/pretrain", batch_size=clips, compute__scan=scan)
+    config.eval.batch_size = clips
+    found = program.step(config, parallel.mesh(data, fsdp))
+    return found, found.run.lower(*found.arguments()).compile()
+"""
+
+
+@pytest.mark.slow
+def test_fsdp_splits_the_state_and_gathers_it():
+    """Parameters and optimiser, 1/8 on each of 8 devices but for small ones."""
+    code = FSDP + textwrap.dedent("""
+    for fsdp in (1, 8):
+        found, step = compiled(-1, fsdp)
+        size = lambda x: x.sharding.shard_shape(x.shape)
+        leaves = jax.tree.leaves(found.abstract)
+        whole = sum(x.size for x in leaves)
+        mine = sum(__import__("math").prod(size(x)) for x in leaves)
+        text = step.as_text()
+        print(fsdp, mine / whole, plan.memory_of(step).arguments,
+              len(re.findall(r"all-gather\\(|all-gather-start\\(", text)) > 0,
+              len(re.findall(r"reduce-scatter\\(|all-reduce\\(", text)) > 0)
+    """)
+    plain, split = (line.split() for line in simulated(code).splitlines())
+    assert plain[0] == "1" and float(plain[1]) == 1.0 and plain[3] == "False"
+    assert 1 / 8 <= float(split[1]) < 1.1 / 8
+    assert int(split[2]) < int(plain[2]) / 2  # the batch is there in both
+    assert split[3:] == ["True", "True"]
+
+
+@pytest.mark.slow
+def test_weak_scaling_keeps_each_devices_work_constant():
+    """The compiled program of one device of 1, 2 or 8, each with two clips."""
+    code = FSDP + textwrap.dedent("""
+    for devices in (1, 2, 8):
+        _, step = compiled(devices, 1, 2 * devices)
+        cost = step.cost_analysis()
+        print(devices, cost["flops"], cost["bytes accessed"])
+    """)
+    rows = np.array([line.split() for line in simulated(code).splitlines()], float)
+    np.testing.assert_allclose(rows[:, 1], rows[0, 1], rtol=0.03)
+    np.testing.assert_allclose(rows[:, 2], rows[0, 2], rtol=0.03)

@@ -416,11 +416,9 @@ class Model:
 
         def look(params, batch):
             patches, present = prepare(batch, jax.random.key(0), False)
-            encoded, calls = representation.queries_and_keys(
+            return representation.queries_and_keys(
                 *(self._config, self.module, params, patches, present)
             )
-            named = {f"{stack}/{i}": found for (stack, i), found in calls.items()}
-            return encoded, named
 
         return jax.jit(look)
 

@@ -18,7 +18,7 @@ from av_mae import ConfigError, spectrogram
 from av_mae.spectrogram import Kaldi, Preset
 
 ITERATIONS = 60
-UPDATES = 40  # of the least squares
+UPDATES = 200  # of the least squares
 MOMENTUM = 0.99
 TINY = 1e-10
 
@@ -53,12 +53,15 @@ def power(
     mels: Float[np.ndarray, "t f"], preset: Preset | Kaldi
 ) -> Float[np.ndarray, "t bins"]:
     """The power of each bin whose mel filters give `mels`, as nearly as can be."""
-    filters = spectrogram.mel_matrix(preset).astype(np.float64)  # bins f
-    found = mels @ (filters / (filters.sum(axis=0) + TINY)).T
-    wanted, gram = mels @ filters.T, filters @ filters.T
+    from scipy.sparse import csr_array
+
+    # Bins overlap with two filters at most: nearly all of the matrix is zeros.
+    filters = csr_array(spectrogram.mel_matrix(preset).astype(np.float64))  # bins f
+    spread = filters @ mels.T  # bins t
+    found = filters @ (mels / (filters.sum(axis=0) + TINY)).T
     for _ in range(UPDATES):
-        found = found * wanted / (found @ gram + TINY)
-    return found
+        found = found * spread / (filters @ (filters.T @ found) + TINY)
+    return found.T
 
 
 def sound_of(

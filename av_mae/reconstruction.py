@@ -73,7 +73,9 @@ class Reconstruction:
     preset: str
     sample_rate: int
 
-    def sound(self, which: str = "reconstruction", seed: int = 0) -> Int16[Array, " s"]:
+    def sound(
+        self, which: str = "reconstruction", seed: int = 0
+    ) -> Int16[np.ndarray, " s"]:
         """A log-mel as sound, int16 [s]: "original", "masked" or "reconstruction".
 
         By Griffin-Lim; masked places are silent. The original's own sound, which has
@@ -227,20 +229,20 @@ def _scale(config, m: str, row: dict) -> tuple[np.ndarray, np.ndarray]:
         picture = config.picture
         if picture.normalise == "clip":
             return _of_clip(row["rgb"][0] / np.float32(255), (0, 1, 2))
-        return np.float32(picture.mean), np.float32(picture.std)
+        return np.array(picture.mean, "f4"), np.array(picture.std, "f4")
     sound = config.spectrogram
     if sound.normalise == "clip":
         x = spectrogram.log_mel(jnp.asarray(row["waveform"][:1]), sound.preset)
         return _of_clip(np.asarray(x[0]), (0,))
     if sound.normalise == "none":
-        return np.float32(0), np.float32(1)
-    return np.float32(sound.mean), np.float32(sound.std)
+        return np.zeros(1, "f4"), np.ones(1, "f4")
+    return np.array(sound.mean, "f4"), np.array(sound.std, "f4")
 
 
 def _of_clip(x: np.ndarray, axes: tuple[int, ...]):
     """The statistics by which `augment.prepare_…` normalises each clip."""
     mean = x.mean(axes, keepdims=True)
-    return mean, (x - mean).std() + np.float32(1e-6)
+    return mean, np.asarray((x - mean).std() + np.float32(1e-6))
 
 
 def _versions(patches, values, masked, cut: inputs.Layout, scale):

@@ -117,14 +117,14 @@ def tokens_of_layer(
 
 
 def queries_and_keys(config, model: nn.Module, params, patches, present):
-    """(encoded {m: [b n d]}, {(stack, block): calls}) with calls [b n 3 heads e].
+    """(encoded {m: [b n d]}, {"stack/block": calls}) with calls [b n 3 heads e].
 
     What every attention of the encoder made of its input: queries, keys, values.
     """
     is_qkv = lambda module, method: module.name == "qkv" and method == "__call__"
     encoded, captured = _captured(model, params, patches, present, is_qkv)
     found = {
-        (stack, int(block.removeprefix("block_"))): inside["attention"]["qkv"][
+        f"{stack}/{block.removeprefix('block_')}": inside["attention"]["qkv"][
             "__call__"
         ]
         for stack, blocks in captured["encoder"].items()

@@ -88,6 +88,7 @@ def common(config: ConfigDict):
     choose("nonfinite", config.nonfinite, ("stop", "skip"))
     choose("init_from.weights", config.init_from.weights, ("params", "ema"))
     choose("optimizer.name", config.optimizer.name, optim.OPTIMIZERS)
+    choose("model.positions", config.model.positions, tokens.POSITIONS)
     choose("schedule.kind", config.schedule.kind, optim.KINDS)
     _rules(config.optimizer.decay_rules)
     for name in ("allow_fresh", "allow_unused"):
@@ -162,14 +163,14 @@ def _fits(value, neutral) -> bool:
 # Values.
 
 
-def _modalities(names: Sequence[str]):
+def _modalities(names: Sequence):
     if not names or list(names) != [m for m in MODALITIES if m in names]:
         raise ConfigError(
             f"modalities={tuple(names)!r} must be some of {MODALITIES}, in this order."
         )
 
 
-def _regexes(field: str, patterns: Iterable[str]):
+def _regexes(field: str, patterns: Iterable):
     for pattern in patterns:
         try:
             re.compile(pattern)

@@ -21,6 +21,7 @@ from av_mae import (
     maskenhancer,
     optim,
     parallel,
+    tokens,
 )
 from av_mae.importers import imported
 from av_mae.transformer import size_of

@@ -155,7 +155,7 @@ def _serve(pipe, work) -> None:
                 pipe.send(f"{type(error).__name__}: {error}")
             else:
                 pipe.send("")
-                for part in parts:
+                for part in filter(None, parts):  # an empty one is the end
                     pipe.send_bytes(part)
                 pipe.send_bytes(b"")
 

@@ -40,7 +40,7 @@ def slow_work(job, beat):
     for _ in range(70):
         time.sleep(0.1)
         beat()
-    return [b"do", b"ne"]
+    return [b"", b"do", b"", b"ne", b""]
 
 
 @pytest.mark.slow

@@ -164,6 +164,7 @@ def get_config(arg=""):
     for size in "SLH":
         if words[size]:
             config.model.variant = f"{size}/16x2"
+            config.compute.scan = size != "S"
     if words.smoke:
         config.steps = 4
         config.batch_size = config.eval.batch_size = 4

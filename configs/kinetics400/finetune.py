@@ -166,9 +166,11 @@ def get_config(arg=""):
     if words.S:
         config.model.variant, config.epochs = "S/16x2", 150.0
     if words.L:
+        config.compute.scan = True
         config.model.variant, config.epochs, config.batch_size = "L/16x2", 35.0, 128
         config.schedule.learning_rate_per_256 = 2e-3
     if words.H:
+        config.compute.scan = True
         config.model.variant, config.epochs, config.batch_size = "H/16x2", 50.0, 512
         config.schedule.learning_rate_per_256 = 1e-3
         config.model.drop_path, config.model.head_dropout = 0.2, 0.5

@@ -166,10 +166,12 @@ def get_config(arg=""):
         config.model.decoder.width, config.model.decoder.mlp = 192, 768
         config.model.decoder.heads = 3
     if words.L:
+        config.compute.scan = True
         config.model.variant, config.batch_size = "L/16x2", 512
         config.model.decoder.width, config.model.decoder.mlp = 512, 2048
         config.model.decoder.heads, config.model.decoder.depth = 8, 12
     if words.H:
+        config.compute.scan = True
         config.model.variant, config.batch_size = "H/16x2", 1024
         config.model.decoder.width, config.model.decoder.mlp = 640, 2560
         config.model.decoder.heads, config.model.decoder.depth = 8, 12

@@ -132,7 +132,7 @@ def get_config(arg=""):
     config.compute = dict(
         dtype="bfloat16",
         accumulate=1,
-        scan=False,
+        scan=True,
         remat="none",
         attention="auto",
     )

@@ -356,9 +356,9 @@ def test_unknown_names_are_refused_by_field(field, value, tmp_path):
     checkpoints.Checkpoints(tmp_path, {}, {}).close()
 
 
-def test_batches_that_devices_cannot_share_are_refused(tmp_path):
+def test_empty_batches_are_refused(tmp_path):
     config = synthetic.tiny(CONFIG, eval__batch_size=0)
-    with pytest.raises(ConfigError, match="eval.batch_size=0"):
+    with pytest.raises(ConfigError, match="eval.batch_size is 0"):
         pretrain.train(config, datasets(config), tmp_path)
 
 

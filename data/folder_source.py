@@ -3,7 +3,8 @@
 For small sets, and for evaluation on new files: what a sample needs is decoded from the
 file itself each time, which takes several times as long as from a prepared record. The
 samples are the same: the same clips in the same order, the same frames (at
-`config.data.fps` and the short side of `python -m data.prepare`), the same sound.
+`config.data.fps` and the short side that `config.data.prepared` names, else that of
+`python -m data.prepare`), the same sound.
 
 Which clips there are, their labels and their splits is as in data/manifest.py; clips
 whose split the source does not name are divided as `data.prepare` does by default. The
@@ -31,7 +32,7 @@ import numpy as np
 
 from data import Clip, MediaError, RecordError, manifest, media, prepare
 
-FORMAT = 1  # of the kept lists
+FORMAT = 2  # of the kept lists
 SPLIT = {"train": 0.9, "validation": 0.1}  # as of data.prepare
 SHORT_SIDE = 256  # pixels, likewise
 ALL = "all"  # the split of every clip
@@ -47,6 +48,7 @@ class Entry(NamedTuple):
 
     failed: str
     num_frames: int = 0
+    fps: float = 0.0
     height: int = 0
     width: int = 0
     num_samples: int = 0
@@ -54,21 +56,31 @@ class Entry(NamedTuple):
     facts: dict = {}
 
 
-def _measure(row: manifest.Row, fps: float, sample_rate: int) -> Entry:
+class Rates(NamedTuple):
+    """How files are read: frames a second and short side, None for the file's own."""
+
+    fps: float | None
+    sample_rate: int
+    short_side: int | None
+
+
+def _measure(row: manifest.Row, rates: Rates) -> Entry:
     try:
-        clip = _read(row, fps, sample_rate)
+        clip = _read(row, rates)
         count, shape = 0, (0, 0)
         for frame in () if clip.frames is None else clip.frames:
             count, shape = count + 1, frame.shape[:2]
     except MediaError as error:
         return Entry(str(error))
     samples = 0 if clip.waveform is None else len(clip.waveform)
-    return Entry("", count, *shape, samples, tuple(clip.problems), clip.source)
+    problems = tuple(clip.problems)
+    return Entry("", count, clip.fps, *shape, samples, problems, clip.source)
 
 
-def _read(row: manifest.Row, fps: float, sample_rate: int) -> Clip:
-    cut = dict(start=row.start, end=row.end)
-    return media.read(row.path, fps, SHORT_SIDE, sample_rate, stream=True, **cut)
+def _read(row: manifest.Row, rates: Rates) -> Clip:
+    wanted = dict(fps=rates.fps, short_side=rates.short_side)
+    wanted |= dict(sample_rate=rates.sample_rate, start=row.start, end=row.end)
+    return media.read(row.path, stream=True, **wanted)
 
 
 class Record:
@@ -79,15 +91,13 @@ class Record:
         row: manifest.Row,
         labels: tuple[int, ...],
         entry: Entry,
-        fps: float,
-        sample_rate: int,
+        rates: Rates,
     ):
-        self.id, self.labels, self.sample_rate = row.id, labels, sample_rate
-        self.num_frames, self.height, self.width = entry[1:4]
+        self.id, self.labels, self.sample_rate = row.id, labels, rates.sample_rate
+        self.num_frames, self.fps, self.height, self.width = entry[1:5]
         self.num_samples, self.facts = entry.num_samples, entry.facts
         self.has_rgb, self.has_audio = entry.num_frames > 0, entry.num_samples > 0
-        self.fps = fps if self.has_rgb else 0.0
-        self._row, self._entry = row, entry
+        self._row, self._entry, self._rates = row, entry, rates
 
     @property
     def _info(self) -> media.MediaInfo:
@@ -111,9 +121,10 @@ class Record:
                 self._info,
                 sorted(missing),
                 self.fps,
-                SHORT_SIDE,
+                self._rates.short_side,
                 self._row.start,
                 sought=not self._entry.problems,  # else timestamps may not be true
+                own_rate=self._rates.fps is None,
             ):
                 out[indices == number] = pixels
                 missing.remove(number)
@@ -154,8 +165,9 @@ class Records:
     Args:
         where: the folder or CSV.
         split: such as "train"; "all" for every clip.
-        fps: frames a second.
+        fps: frames a second; None: each file's own mean rate.
         sample_rate: hertz of the sound.
+        short_side: pixels that pictures are shrunk to; None: they stay as they are.
 
     Raises:
         ManifestError: `where` is no usable list of clips.
@@ -168,11 +180,12 @@ class Records:
         self,
         where: str | os.PathLike,
         split: str,
-        fps: float = 25.0,
+        fps: float | None = 25.0,
         sample_rate: int = 16000,
+        short_side: int | None = SHORT_SIDE,
     ):
         self.folder, self.split = Path(where), split
-        self._rates = (fps, sample_rate)
+        self._rates = Rates(fps, sample_rate, short_side)
         rows = manifest.rows(where)
         names = prepare.label_names(rows)
         numbers = prepare.label_places(names)
@@ -186,7 +199,7 @@ class Records:
                 f"{where}: has no clip of the split {split!r}; name splits in a CSV or "
                 'by folders called train and test, or set the split to "all".'
             )
-        entries = _entries(self.folder, wanted, fps, sample_rate)
+        entries = _entries(self.folder, wanted, self._rates)
         self._clips = [
             (row, numbers(row), entry)
             for row, entry in zip(wanted, entries, strict=True)
@@ -197,7 +210,11 @@ class Records:
         self.info = dict(
             name=self.folder.stem,
             labels=names,
-            settings=dict(fps=fps, sample_rate=sample_rate),
+            settings=dict(
+                fps=fps or "source",
+                short_side=short_side or "source",
+                sample_rate=sample_rate,
+            ),
             statistics={},
             checksums={row.id: _digest(row, entry) for row, _, entry in self._clips},
         )
@@ -226,15 +243,15 @@ class Records:
         return len(self._clips)
 
     def record(self, number: int) -> Record:
-        return Record(*self._clips[number], *self._rates)
+        return Record(*self._clips[number], self._rates)
 
 
 # --------------------------------------------------------------- what files have, kept
 
 
-def _entries(folder: Path, rows, fps: float, sample_rate: int) -> list[Entry]:
+def _entries(folder: Path, rows, rates: Rates) -> list[Entry]:
     """What each clip has, from the cache or by decoding it; in the rows' order."""
-    key = f"{FORMAT} {folder.resolve()} {fps} {sample_rate}"
+    key = f"{FORMAT} {folder.resolve()} {rates}"
     path = _cache() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     try:
         kept = json.loads(path.read_text())
@@ -246,7 +263,7 @@ def _entries(folder: Path, rows, fps: float, sample_rate: int) -> list[Entry]:
         log.info(
             "%s: %d files are decoded once to see what they have.", folder, len(new)
         )
-        measure = functools.partial(_measure, fps=fps, sample_rate=sample_rate)
+        measure = functools.partial(_measure, rates=rates)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
             found = threads.map(measure, (row for _, row in new))
             kept |= {k: entry for (k, _), entry in zip(new, found, strict=True)}

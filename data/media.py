@@ -582,19 +582,21 @@ def frames_at(
     short_side=None,
     start=None,
     sought: bool = True,
+    own_rate: bool = False,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(number, uint8 [h w 3]) of some of the frames that `read_frames` gives.
 
     info: of `probe`. numbers: places in `read_frames`, rising. sought: decode from the
     key frame before the first of them instead of from the beginning; the same where
-    reading the file told of no problems. Others as in `read_frames`.
+    reading the file told of no problems. own_rate: `fps` is the file's mean rate, which
+    `read_frames` found for itself. Others as in `read_frames`.
     """
     left, fps, start = list(numbers), float(fps), start or 0.0
     ahead = left[0] / fps if left and sought else 0.0
     begin = info.origin + start + ahead if start or ahead else None
     decoding, scaler, place = Decoding("picture"), VideoReformatter(), None
     frames = _frames_from(path, "video", begin, 0.0, decoding)
-    late, held = min(TOLERANCE, 0.1 / fps), None
+    late, held = 0.5 / fps if own_rate else min(TOLERANCE, 0.1 / fps), None
     end = ((math.inf, None),) if left else ()
     timed = _forward(frames, info.origin + start, decoding)
     for seconds, frame in itertools.chain(timed, end):

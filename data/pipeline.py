@@ -83,6 +83,7 @@ def load(
         mels=log_mel[1] if log_mel else 0,
         as_tensorflow=config.resize == "bilinear",
         skip_bad_records=config.skip_bad_records,
+        prepared=config.prepared,
     )
     sound = samples.Sound(*log_mel) if log_mel else samples.Sound(sample_rate)
     return Dataset(records, config, split, modalities, label, sound, seed, process)

@@ -31,6 +31,7 @@ processes:
 """
 
 import os
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from data import ConfigError, dmvr
@@ -45,6 +46,8 @@ class Wish(NamedTuple):
     mels: columns of the log-mel that counts as a clip's sound; 0: its waveform.
     as_tensorflow: JPEGs are decoded to what TensorFlow makes of them.
     skip_bad_records: damaged records that opening may pass over.
+    prepared: `config.data.prepared`: a folder is read at that `short_side`, and at the
+        files' own rates where its `fps` is "source".
     """
 
     fps: float = 25.0
@@ -52,6 +55,7 @@ class Wish(NamedTuple):
     mels: int = 0
     as_tensorflow: bool = False
     skip_bad_records: int = 0
+    prepared: Mapping[str, str] = {}
 
 
 def open_records(where: str | os.PathLike, split: str, source: str = "records", **wish):
@@ -77,7 +81,7 @@ def _shown(where, split, wish):
 
 
 def _dmvr(where, split, wish):
-    return dmvr.Records(where, split, **wish._asdict())
+    return dmvr.Records(where, split, *wish[:5])
 
 
 def _tfds(where, split, wish):
@@ -91,7 +95,12 @@ def _folder(where, split, wish):
     from data import folder_source
 
     _refuse_log_mel(where, wish)
-    return folder_source.Records(where, split, wish.fps, wish.sample_rate)
+    side = wish.prepared.get("short_side") or folder_source.SHORT_SIDE
+    own = wish.prepared.get("fps") == "source"
+    return folder_source.Records(
+        *(where, split, None if own else wish.fps, wish.sample_rate),
+        short_side=None if side == "source" else int(side),
+    )
 
 
 def _refuse_log_mel(where, wish):

@@ -15,7 +15,7 @@ import toy
 from ml_collections import ConfigDict
 from test_pipeline import CONFIG, equal, take
 
-from data import RecordError, folder_source, media, pipeline, prepare
+from data import RecordError, folder_source, media, pipeline, prepare, sources
 from data import records as prepared_records
 
 CLIPS = Path(__file__).resolve().parents[2] / "shared" / "clips"
@@ -114,6 +114,29 @@ def test_click_and_flash_stay_together(tmp_path):
             assert abs(loud[0] / 16000 - (0.8 - start)) <= 1e-3
         sounds = ours.record(i).waveform(), theirs.record(i).waveform()
         assert np.abs(sounds[0].astype(int) - sounds[1]).max() <= 1
+
+
+def test_own_size_and_rate_where_the_config_was_prepared_so(tmp_path):
+    """As `data.prepare --fps source --short-side 40`."""
+    (tmp_path / "clips").mkdir()
+    for i in range(2):
+        toy.write_clip(tmp_path / f"clips/{i}.mp4", i, seconds=0.8)
+    options = dict(split={"train": 1.0}, fps="source", short_side=40, jobs=1)
+    prepare.prepare(tmp_path / "clips", tmp_path / "set", **options)
+    wish = dict(fps=12.5, prepared=dict(fps="source", short_side="40"))
+    ours = sources.open_records(tmp_path / "clips", "all", "folder", **wish)
+    theirs = sources.open_records(tmp_path / "set", "train")
+    for i in range(2):
+        one, other = ours.record(i), theirs.record(i)
+        assert (one.id, one.num_frames) == (other.id, other.num_frames)
+        assert one.fps == pytest.approx(25.0) == other.fps
+        assert {one.height, one.width} == {40, 54} or one.height == one.width
+        assert (one.height, one.width) == (other.height, other.width)
+        wanted = [0, 7, one.num_frames - 1]
+        assert psnr(one.frames(wanted), other.frames(wanted)) > 35
+    wish["prepared"] = dict(fps="", short_side="source")
+    own = sources.open_records(tmp_path / "clips", "all", "folder", **wish)
+    assert own.record(0).fps == 12.5 and min(own.record(0)._entry[3:5]) == 48
 
 
 def test_random_frames_are_those_of_reading_through(both):

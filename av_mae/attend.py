@@ -76,7 +76,7 @@ def sheet(found: api.Attention, layers: str, caption: str) -> np.ndarray:
             shares = np.flip(maps[output]["spectrogram"].T, axis=0)
             rows.append([visualise.heat(picture, shares, *_span(shares))])
         both = maps["joint"]["spectrogram"].sum(axis=1)
-        rows.append([visualise.curve(both, 128, wide, both.max())])
+        rows.append([visualise.curve(both, 128, wide, float(both.max()))])
         seconds = len(found.log_mel) / visualise.ROWS_A_SECOND
         title = f"{seconds:.2f} s of sound, low frequencies at the bottom"
         parts.append(visualise.sheet(rows, ["sound", *names, "when"], [title]))

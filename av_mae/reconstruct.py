@@ -189,41 +189,46 @@ def film(shown: list[Shown], caption: str) -> tuple[np.ndarray, Timeline]:
     spectrograms with the sound.
     """
     line, result = timeline(shown[0]), []
-    spectrograms = {
-        s.name: _log_mels([s]) for s in shown if s.found.spectrograms is not None
+    shape = next(
+        (
+            _cell(s.found.frames.original.shape[1:3])
+            for s in shown
+            if s.found.frames is not None
+        ),
+        (CELL, CELL),
+    )
+    sounds = {
+        s.name: [visualise.to_size(x, *shape) for x in _log_mels([s])]
+        for s in shown
+        if s.found.spectrograms is not None
     }
+    titles = ["original", "masked", "reconstruction"]
+    names = [name for s in shown for name in _film_names(s, len(shown) > 1)]
     for k in range(line.count):
-        time, parts = line.start + k / line.fps, []
+        time, rows = line.start + k / line.fps, []
         for s in shown:
-            parts += _row(s, time, spectrograms.get(s.name), len(shown) > 1)
-        result.append(visualise.below(parts, caption))
+            rows += _film_rows(s, time, sounds.get(s.name), shape)
+        result.append(visualise.below([visualise.sheet(rows, names, titles)], caption))
     return np.stack(result), line
 
 
-def _row(s: Shown, time: float, log_mels, named: bool) -> list[np.ndarray]:
+def _film_names(s: Shown, named: bool) -> list[str]:
+    kinds = {"rgb": "picture", "spectrogram": "sound"}
+    names = [f"{kinds[m]}\n{s.found.ratio(m):.0%} masked" for m in s.found.masks]
+    return [f"{s.name}\n{name}" if named else name for name in names]
+
+
+def _film_rows(s: Shown, time: float, sounds, shape: tuple[int, int]) -> list:
     """One checkpoint at one time: three frames, and three spectrograms below them."""
-    found, parts = s.found, []
-    m = "rgb" if found.frames is not None else "spectrogram"
-    titles = ["original", f"masked {found.ratio(m):.0%}", "reconstruction"]
-    name, width = (s.name if named else "picture"), None
+    found, rows = s.found, []
     if found.frames is not None:
         place = (time - found.times[0]) * s.fps + 1e-6
         i = int(np.clip(place, 0, len(found.times) - 1))
-        shape = _cell(found.frames.original.shape[1:3])
-        cells = [visualise.to_size(x[i], *shape) for x in found.frames]
-        width = shape[1]
-        parts.append(visualise.sheet([cells], [name], titles))
-        titles[1] = f"masked {found.ratio('spectrogram'):.0%}" if log_mels else ""
-    if log_mels:
+        rows.append([visualise.to_size(x[i], *shape) for x in found.frames])
+    if sounds:
         where = (time - found.sound_start) / _sound_seconds(found)
-        cells = [
-            visualise.with_cursor(
-                visualise.to_size(x, 128, max(width or 0, 192)), where
-            )
-            for x in log_mels
-        ]
-        parts.append(visualise.sheet([cells], ["sound"], titles))
-    return parts
+        rows.append([visualise.with_cursor(x, where) for x in sounds])
+    return rows
 
 
 # Files.

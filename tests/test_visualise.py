@@ -151,3 +151,40 @@ def test_files_hold_the_pictures(tmp_path):
         film.seek(2)
         shown = np.asarray(film.convert("RGB"), float)
     assert np.abs(shown - pictures.films["rgb"][2]).mean() < 16  # 256 colours, dithered
+
+
+def test_a_log_mel_is_upright_and_grey_where_nothing_is_known():
+    values = np.zeros((4, 3), np.float32)
+    values[0, 2] = 1.0  # the first moment, the highest frequency
+    values[3, 0] = np.nan  # the last moment, the lowest
+    picture = visualise.log_mel_picture(values, 0.0, 1.0)
+    assert picture.shape == (3, 4, 3)
+    np.testing.assert_array_equal(picture[0, 0], visualise.COLOURS[-1])
+    assert (picture[2, 3] == visualise.GREY).all()
+    np.testing.assert_array_equal(picture[1, 1], visualise.COLOURS[0])
+
+
+def test_a_cursor_is_where_the_time_is():
+    image = np.zeros((4, 100, 3), np.uint8)
+    for place, column in ((0.0, 0), (0.25, 25), (1.0, 99)):
+        shown = visualise.with_cursor(image, place)
+        assert np.flatnonzero(shown.any(axis=(0, 2))).tolist() == [column]
+    assert not visualise.with_cursor(image, 1.2).any() and not image.any()
+
+
+def test_bars_are_as_high_as_their_values():
+    bars = visualise.curve(np.array([0.0, 0.5, 1.0, 2.0]), 102, 40, 1.0)
+    heights = (bars != np.array(visualise.PAPER)).any(axis=-1).sum(axis=0)
+    assert heights[[5, 15, 25, 35]].tolist() == [1, 51, 101, 101]
+
+
+def test_pictures_are_put_below_one_another_on_even_sides():
+    red = np.full((5, 7, 3), (255, 0, 0), np.uint8)
+    blue = np.full((4, 9, 3), (0, 0, 255), np.uint8)
+    both = visualise.below([red, blue])
+    assert both.shape == (10, 10, 3)
+    np.testing.assert_array_equal(both[:5, :7], red)
+    np.testing.assert_array_equal(both[5:9, :9], blue)
+    told = visualise.below([red], "a caption that is wider than the picture")
+    assert told.shape[0] > 20 and told.shape[1] > 100
+    assert (told[6:] != 255).any()

@@ -53,7 +53,7 @@ class Run:
     meta: dict[str, Any]
     rows: list[dict[str, Any]]
 
-    def points(self, metric: str) -> list[tuple[float, float]]:
+    def points(self, metric: str) -> list[tuple[int, float]]:
         """(step, value) of each line that has the metric."""
         return [(row["step"], row[metric]) for row in self.rows if metric in row]
 

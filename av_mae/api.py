@@ -29,8 +29,10 @@ from av_mae import (
     ConfigError,
     UserError,
     checkpoints,
+    choose,
     classifier,
     clips,
+    evaluation,
     finetune,
     importers,
     inputs,
@@ -220,13 +222,15 @@ class Model:
         top: how many classes, None for all; modalities: a subset to use, None for all
         that the clip has; every: seconds from one window to the next, None for the
         views that training's evaluation took (`data.views`, `data.crops`); average:
-        with `every`, the mean over the windows, False for a Prediction of each. Several
-        heads: {head: Prediction}. Raises ConfigError for an autoencoder.
+        with `every`, the mean over the windows (as `eval.average` says), False for a
+        Prediction of each. Several heads: {head: Prediction}. Raises ConfigError for an
+        autoencoder.
         """
         self.check_classifier()
         compute = lambda params, batch: self._predict(params, batch, jax.random.key(0))
         make = functools.partial(self._prediction, top)
-        return self._each(source, modalities, every, average, None, compute, make)
+        mean = self._average_windows if average else None
+        return self._each(source, modalities, every, mean, None, compute, make)
 
     def _prediction(self, top, logits, used, start, end):
         if isinstance(logits, Mapping):
@@ -251,6 +255,15 @@ class Model:
         result.logits, result.used, result.start, result.end = logits, used, start, end
         return result
 
+    def _average(self, logits):
+        """Logits [b v k] of views or windows as those of clips [b k]."""
+        kind = self._config.eval.average
+        average = choose("eval.average", kind, evaluation.AVERAGES)
+        return average(logits, self._config.objective.kind)
+
+    def _average_windows(self, *logits):
+        return np.asarray(self._average(np.stack(logits)[None]))[0]
+
     @functools.cached_property
     def _predict(self):
         predict = finetune.make_predict(self._config, self.module, missing=True)
@@ -258,9 +271,9 @@ class Model:
         def by_clip(params, batch, rng):
             found = predict(params, batch, rng, False)
             count = len(next(iter(batch.values())))
-            mean = lambda x: x.reshape(count, -1, x.shape[-1]).mean(axis=1)
+            views = lambda x: x.reshape(count, -1, x.shape[-1])  # b v k, of (b v) k
             logits = classifier.combine(found.logits, found.present)
-            return jax.tree.map(mean, logits)
+            return jax.tree.map(lambda x: self._average(views(x)), logits)
 
         return jax.jit(by_clip)
 
@@ -283,7 +296,8 @@ class Model:
         modalities used, with `none` all their tokens, and where widths differ they are
         side by side; other arguments as of `predict`.
         """
-        return self._each(source, *self._how(layer, pool, modalities, every, average))
+        mean = _mean_arrays if average else None
+        return self._each(source, *self._how(layer, pool, modalities, every, mean))
 
     def stream_features(
         self,
@@ -300,10 +314,10 @@ class Model:
         cannot be read, which is then left out; None: the error is raised. Other
         arguments as of `features`.
         """
-        how = self._how(layer, pool, modalities, every, False)
+        how = self._how(layer, pool, modalities, every, None)
         return self._stream(sources, *how, failed)
 
-    def _how(self, layer: int, pool: str, modalities, every, average: bool) -> tuple:
+    def _how(self, layer: int, pool: str, modalities, every, mean) -> tuple:
         """What `_stream` wants to know to give features."""
         number = representation.layer_number(self._config, layer)
         compute = self._encode(number, pool)
@@ -315,7 +329,7 @@ class Model:
             result.used, result.start, result.end = used, start, end
             return result
 
-        return modalities, every, average, views, compute, make
+        return modalities, every, mean, views, compute, make
 
     @functools.cached_property
     def _encode(self):
@@ -504,10 +518,11 @@ class Model:
         return found if several else found[0]
 
     def _stream(
-        self, sources, modalities, every, average, views, compute, make, failed=None
+        self, sources, modalities, every, mean, views, compute, make, failed=None
     ) -> Iterator[tuple[int, Any]]:
         """(number of the source, `make` of what `compute` says of it or its windows).
 
+        mean: of the arrays of a clip's windows, None for a result of each window;
         failed(number, error) is called for a source that cannot be read; None: raised.
         """
         rows, facts = self.rows(1 if every is not None else views), collections.deque()
@@ -532,10 +547,12 @@ class Model:
             one = [(answer, *fact[1:]) for fact, answer in group]
             if number in bad:  # it failed in the middle
                 continue
-            if every is not None and not average:
+            if every is None:
+                yield number, make(*one[0])
+            elif mean is None:
                 yield number, [make(*part) for part in one]
             else:
-                yield number, make(*_mean(one))
+                yield number, make(*_over_windows(one, mean))
 
     def _usable(self, rows, source: Source, modalities, every) -> Iterator[tuple]:
         """(clip, modalities used) of the clip, or of its windows that have some."""
@@ -570,26 +587,25 @@ def _is_list(source) -> bool:
     return not (isinstance(source, Clip | Path | str) or callable(source))
 
 
-def _mean(parts: list[tuple]) -> tuple:
-    """The mean of the answers of a clip's windows, and all that they used."""
+def _mean_arrays(*arrays: np.ndarray) -> np.ndarray:
+    return np.mean(arrays, axis=0)
+
+
+def _over_windows(parts: list[tuple], mean: Callable) -> tuple:
+    """The mean of the answers of a clip's windows, and all that they used.
+
+    Features of a modality that some windows lack: the mean over those that have it.
+    """
     answers, used, starts, ends = zip(*parts, strict=True)
     every = tuple(dict.fromkeys(itertools.chain(*used)))
-    if isinstance(answers[0], Mapping) and len(answers) > 1:
-        # Of a modality that some windows lack, the mean over those that have it.
-        mean = {
-            m: np.mean(
-                [
-                    a[m]
-                    for a, has in zip(answers, used, strict=True)
-                    if m in has or m not in every
-                ],
-                axis=0,
-            )
-            for m in answers[0]
-        }
-    else:
-        mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *answers)
-    return mean, every, min(starts), max(ends)
+    if not isinstance(answers[0], Mapping):
+        return mean(*answers), every, min(starts), max(ends)
+    result = {}
+    for m in answers[0]:
+        pairs = zip(answers, used, strict=True)
+        has = [a[m] for a, some in pairs if m in some or m not in every]
+        result[m] = mean(*has)
+    return result, every, min(starts), max(ends)
 
 
 def _joint(features: list[np.ndarray], pool: str) -> np.ndarray:

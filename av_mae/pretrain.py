@@ -138,7 +138,7 @@ def check(config):
     validate.common(config)
     validate.pretraining(config)
     autoencoder.objective_of(config)
-    for m, layout in masked(config).items():
+    for m in masked(config):
         kinds = losses.TARGETS if m == "rgb" else losses.SOUND_TARGETS
         goal = choose(f"objective.target.{m}", config.objective.target[m], kinds)
         if m == "rgb" and goal.pixels and config.picture.normalise != "fixed":
@@ -146,6 +146,13 @@ def check(config):
                 f"objective.target.rgb is {config.objective.target.rgb!r}, which needs "
                 'the picture as it was: set picture.normalise to "fixed".'
             )
+    check_masks(config)
+    build(config)
+
+
+def check_masks(config):
+    """Raises ConfigError for masks that are of no kind, or hide all or nothing."""
+    for m, layout in masked(config).items():
         kind, ratio = config.mask[m].kind, config.mask[m].ratio
         choose(f"mask.{m}.kind", kind, masking.KINDS[m])
         hidden = masking.count(kind, layout.grid, ratio) if 0 < ratio < 1 else 0
@@ -154,7 +161,6 @@ def check(config):
                 f"mask.{m}.ratio is {ratio}: choose a share between 0 and 1 that masks "
                 f"some and keeps some of the {layout.n} tokens."
             )
-    build(config)
 
 
 def init(config, model, rng: jax.Array) -> dict:

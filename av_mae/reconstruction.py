@@ -112,7 +112,7 @@ def settings(config: ConfigDict, ratio=None, mask: Pairs = None) -> ConfigDict:
         config.objective.decode.kind, config.objective.decode.share = "all", 1.0
     if "masks_per_clip" in config.objective:
         config.objective.masks_per_clip = 1
-    pretrain.check(config)
+    pretrain.check_masks(config)
     return config
 
 

@@ -191,6 +191,13 @@ def test_long_clips_are_seen_in_windows(folder, classifier):
         mean.logits, np.mean([one.logits for one in each], axis=0), atol=1e-5
     )
     assert (mean.start, mean.end) == (0.0, 3.0)
+    config = classifier.config.copy_and_resolve_references()
+    config.eval.average = "probabilities"
+    model = api.Model(config, classifier.params, classifier.labels)
+    found = model.predict(path, every=0.6)
+    for name, probability in found:
+        wanted = np.mean([dict(one)[name] for one in each])
+        assert abs(probability - wanted) < 1e-5
     # A window is what a clip cut out of the file would be, with one view.
     config = classifier.config.copy_and_resolve_references()
     config.data.views = 1

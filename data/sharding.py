@@ -154,7 +154,7 @@ def make_with_beam(shards: list[Shard]) -> None:
     except ImportError:
         raise DataError(
             "--runner beam needs Apache Beam, which is not installed; give "
-            "`pip install apache-beam`."
+            "`pip install -e '.[beam]'`."
         ) from None
     options = PipelineOptions(shlex.split(os.environ.get("BEAM_OPTIONS", "")))
     with beam.Pipeline(options=options) as pipeline:

@@ -1,9 +1,13 @@
 """Shards: whole or not there, and the same whoever makes them."""
 
 import json
+import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
 from data import DataError, manifest, sharding
@@ -73,9 +77,85 @@ def test_a_file_that_may_have_been_cut_already(tmp_path, seconds, start, end, cu
     assert abs(record.num_frames / record.fps - length) <= 0.11
 
 
+# ----------------------------------------------------------------- long and large files
+
+PEAK = r"""
+import re, sys, time
+from pathlib import Path
+from data import manifest, sharding
+path, start, end, fps = Path(sys.argv[1]), *map(eval, sys.argv[2:])
+settings = dict(fps=fps, short_side=256, sample_rate=16000, frames="h264", version=1)
+row = manifest.Row(path, path.name, start, end)
+began = time.process_time()
+size = sum(map(len, sharding.make_record(sharding.Job(row, (), settings))))
+seconds = time.process_time() - began
+peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+print(size, int(peak[1]) // 1024, seconds)
+"""
+
+
+def measured(path, start=None, end=None, fps=25.0) -> tuple[float, float, float]:
+    """Bytes of the record, MiB at the peak and seconds of a worker's processor."""
+    line = [sys.executable, "-c", PEAK, *map(str, (path, start, end, fps))]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    return tuple(map(float, done.stdout.split()))
+
+
+def write_noise(path, seconds, fps, size, sound=True):
+    """Noise in picture and sound: nothing takes more bytes."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (5, *size[::-1], 3), np.uint8)
+    options = {"preset": "ultrafast", "crf": "28", "threads": "1"}
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=fps, options=options)
+        video.width, video.height, video.pix_fmt = *size, "yuv420p"
+        audio = container.add_stream("pcm_s16le", rate=16000, layout="mono")
+        for i in range(seconds * fps):
+            frame = av.VideoFrame.from_ndarray(pictures[i % 5], format="rgb24")
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        for second in range(seconds if sound else 0):
+            samples = rng.integers(-9000, 9000, (1, 16000), np.int16)
+            frame = av.AudioFrame.from_ndarray(samples, "s16", "mono")
+            frame.sample_rate, frame.pts = 16000, second * 16000
+            frame.time_base = Fraction(1, 16000)
+            container.mux(audio.encode(frame))
+        container.mux(audio.encode(None))
+
+
+linux = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="Linux tells peaks of memory"
+)
+
+
+@linux
+@pytest.mark.slow
+def test_an_hour_takes_little_memory_and_its_end_is_sought(tmp_path):
+    write_noise(tmp_path / "hour.mkv", 3600, 1, (160, 128))
+    size, peak, _ = measured(tmp_path / "hour.mkv", fps=1.0)
+    # The limit is 600; in memory the picture alone would take more than is left here.
+    assert size > 60e6 and peak <= 420
+    *_, first = measured(tmp_path / "hour.mkv", 10, 20, 1.0)
+    *_, last = measured(tmp_path / "hour.mkv", 3580, 3590, 1.0)
+    print(f"hour: {size / 1e6:.0f} MB, {peak:.0f} MiB; cut {first:.2f} s, {last:.2f} s")
+    assert last < 2 * first + 1
+
+
+@linux
+@pytest.mark.slow
+def test_4k_takes_little_memory(tmp_path):
+    write_noise(tmp_path / "4k.mkv", 1, 10, (3840, 2160))
+    size, peak, seconds = measured(tmp_path / "4k.mkv", fps=10.0)
+    print(f"4K: {peak:.0f} MiB, {seconds:.1f} s")
+    assert size > 1e5 and peak <= 600
+
+
+# --------------------------------------------------------------------------------- Beam
+
+
 def test_beam_is_asked_for_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    with pytest.raises(DataError, match="pip install apache-beam"):
+    with pytest.raises(DataError, match="pip install -e"):
         sharding.make_with_beam([])
 
 

@@ -83,7 +83,7 @@ def make(config, num_clips: int = 0) -> Plan:
     return Plan(found[size], a - per_clip * size / devices, per_clip, devices)
 
 
-def days(seconds: float) -> str:
+def days(seconds: float | int) -> str:
     """2.5 days, 3.1 hours or 40 minutes."""
     for unit, size in (("days", 86400), ("hours", 3600)):
         if seconds >= 2 * size:
@@ -91,7 +91,7 @@ def days(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes"
 
 
-def run_seconds(config, num_clips: int, clips_per_second: float) -> float:
+def run_seconds(config, num_clips: int, clips_per_second: float) -> float | int:
     """Training alone; NaN where neither steps nor the number of clips is known."""
     clips = config.epochs * num_clips if num_clips else math.nan
     if config.steps:

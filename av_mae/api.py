@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -262,7 +263,7 @@ class Model:
         return average(logits, self._config.objective.kind)
 
     def _average_windows(self, *logits):
-        return np.asarray(self._average(np.stack(logits)[None]))[0]
+        return np.asarray(self._average(jnp.stack(logits)[None]))[0]
 
     @functools.cached_property
     def _predict(self):

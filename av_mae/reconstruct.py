@@ -99,7 +99,7 @@ def reconstruct(given: argparse.Namespace) -> list[Shown]:
 
 def sheet(shown: list[Shown], caption: str) -> np.ndarray:
     """Everything on one picture, uint8 [h w 3]."""
-    parts = []
+    parts, width = [], 640
     with_frames = [s for s in shown if s.found.frames is not None]
     if with_frames:
         first = with_frames[0].found
@@ -113,9 +113,10 @@ def sheet(shown: list[Shown], caption: str) -> np.ndarray:
         names = _row_names(with_frames, "rgb")
         titles = [f"{first.times[j]:.2f} s" for j in chosen]
         parts.append(visualise.sheet(rows, names, titles))
+        width = shape[1] * len(chosen)
     with_sound = [s for s in shown if s.found.spectrograms is not None]
     if with_sound:
-        rows = [[picture] for picture in _log_mels(with_sound)]
+        rows = [[visualise.to_size(x, CELL, width)] for x in _log_mels(with_sound)]
         seconds = _sound_seconds(with_sound[0].found)
         title = f"{seconds:.2f} s of sound, low frequencies at the bottom"
         names = _row_names(with_sound, "spectrogram")
@@ -144,16 +145,13 @@ def _row_names(shown: list[Shown], m: str) -> list[str]:
 
 
 def _log_mels(shown: list[Shown]) -> list[np.ndarray]:
-    """The original, and masked and reconstructed of each, equally large."""
+    """Pictures of the original, and of masked and reconstructed of each."""
     original = shown[0].found.spectrograms.original
     low, high = np.percentile(original, (1, 99))
     versions = [original]
     for s in shown:
         versions += s.found.spectrograms[1:]
-    paint = lambda x: visualise.log_mel_picture(x, low, high)
-    times = max(1, math.ceil(640 / original.shape[0]))
-    shape = (max(128, original.shape[1]), original.shape[0] * times)
-    return [visualise.to_size(paint(x), *shape) for x in versions]
+    return [visualise.log_mel_picture(x, low, high) for x in versions]
 
 
 def _sound_seconds(found: Reconstruction) -> float:

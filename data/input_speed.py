@@ -52,8 +52,8 @@ class Speed(NamedTuple):
     """What one way of reading costs.
 
     processor: milliseconds of processor time a clip, over all threads.
-    stages: milliseconds a clip in one thread, by name in `STAGES`; {} where they cannot
-        be told apart. first_batch: seconds from opening; imports: seconds before that.
+    stages: the same in one thread, by name in `STAGES`; {} where they cannot be told
+        apart. first_batch: seconds from opening; imports: seconds before that.
     disk_bytes, host_bytes: of a clip, as stored and as handed to the device.
     memory: most resident megabytes of the process.
     """
@@ -231,9 +231,9 @@ class _Timed:
         return getattr(self._inner, name)
 
     def _call(self, stage, function, *arguments):
-        start = time.perf_counter()
+        start = time.thread_time()
         result = function(*arguments)
-        self._times[stage] += time.perf_counter() - start
+        self._times[stage] += time.thread_time() - start
         return result
 
     def record(self, number):
@@ -252,7 +252,7 @@ class _Timed:
 
 
 def measure_stages(dataset, batch_size: int, batches: int = 4) -> dict[str, float]:
-    """Milliseconds a clip of each stage, in one thread, by name in `STAGES`.
+    """Milliseconds of processor time a clip of each stage, by name in `STAGES`.
 
     dataset: of `data.pipeline.load`. "resize" is all that comes after decoding:
     windows, scaling, crops.
@@ -262,18 +262,18 @@ def measure_stages(dataset, batch_size: int, batches: int = 4) -> dict[str, floa
     rng, numbers = np.random.default_rng(0), np.arange(batches * batch_size)
     try:
         for start in range(0, len(numbers), batch_size):
-            began, before = time.perf_counter(), sum(times.values())
+            began, before = time.thread_time(), sum(times.values())
             rows = [
                 reader.train(clips[number % len(clips)], rng)
                 for number in numbers[start : start + batch_size]
             ]
-            spent = time.perf_counter() - began
+            spent = time.thread_time() - began
             times["resize"] += spent - (sum(times.values()) - before)
-            began = time.perf_counter()
+            began = time.thread_time()
             for key in rows[0]:
                 if not isinstance(rows[0][key], dict):
                     np.stack([row[key] for row in rows])
-            times["collate"] += time.perf_counter() - began
+            times["collate"] += time.thread_time() - began
     finally:
         reader.records = plain
     return {name: 1000 * spent / len(numbers) for name, spent in times.items()}

@@ -191,11 +191,12 @@ def _show(record, split, number, found, out, console) -> list[Path]:
     lines = dict(id=record.id, split=split, number=number, labels=", ".join(labels))
     for name in ("num_frames", "fps", "height", "width", "num_samples", "sample_rate"):
         lines[name] = getattr(record, name)
-    lines |= getattr(record, "facts", {})
-    for name, value in lines.items():
-        console.print(
-            f"{name:20} {value}", markup=False, highlight=False, soft_wrap=True
-        )
+    told = [f"{name:20} {value}" for name, value in lines.items()]
+    facts = getattr(record, "facts", {})
+    told += ["its source file:"] if facts else []
+    told += [f"  {name:18} {value}" for name, value in facts.items()]
+    for line in told:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     out.mkdir(parents=True, exist_ok=True)
     stem, written = re.sub(r"[^\w.@-]+", "_", record.id), []
     if record.has_rgb:

@@ -333,7 +333,7 @@ def _make_shards(shards: list[sharding.Shard], jobs: int, runner: str, console) 
     failed = sum(len(facts["failed"]) for _, facts in known if facts)
     tasks = [job for shard in left for job in shard.jobs]
     total = sum(len(shard.jobs) for shard in shards)
-    with Meter(total, total - len(tasks), failed, console) as meter:
+    with tally.Meter(total, total - len(tasks), failed, console) as meter:
         outcomes = workers.run(
             tasks, min(jobs, len(tasks)), sharding.make_record, meter.count
         )
@@ -352,39 +352,6 @@ def _finish(plan: dict, found: manifest.Manifest, out: Path, folder: Path) -> di
         return (
             dict(shards_left=left) if left else tally.finish(plan, found, out, folder)
         )
-
-
-# ----------------------------------------------------------------------- on the screen
-
-
-class Meter:
-    """The progress bar: done, failed, clips a second, time left."""
-
-    def __init__(self, total: int, done: int, failed: int, console):
-        text = "{task.completed}/{task.total} clips, {task.fields[failed]} failed"
-        columns = [rich.progress.BarColumn(), rich.progress.TextColumn(text)]
-        columns += [rich.progress.TextColumn("{task.fields[speed]:.1f} clips/s")]
-        columns += [rich.progress.TimeRemainingColumn()]
-        self.bar = rich.progress.Progress(
-            *columns, console=console, disable=console is None
-        )
-        self.task = self.bar.add_task(
-            "", total=total, completed=done, failed=failed, speed=0.0
-        )
-        self.done, self.failed, self.began = 0, failed, time.monotonic()
-
-    def __enter__(self) -> "Meter":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.bar.stop()
-
-    def count(self, outcome: workers.Outcome) -> None:
-        self.done += 1
-        self.failed += outcome.payload is None
-        speed = self.done / (time.monotonic() - self.began)
-        self.bar.update(self.task, advance=1, failed=self.failed, speed=speed)
 
 
 # ------------------------------------------------------------------------- the command

@@ -10,15 +10,17 @@ import hashlib
 import io
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import rich.console
 import rich.panel
+import rich.progress
 import rich.table
 import rich.text
 
-from data import manifest, records
+from data import manifest, records, workers
 
 LOST_SHARE = 0.01  # of the clips without a modality, from which on a warning is due
 SHOWN = 30  # failures and classes on screen; report.json has all
@@ -150,6 +152,36 @@ def read_report(out: Path, folder: Path) -> dict:
 
 
 # ----------------------------------------------------------------------- on the screen
+
+
+class Meter:
+    """The progress bar: done, failed, clips a second, time left."""
+
+    def __init__(self, total: int, done: int, failed: int, console):
+        text = "{task.completed}/{task.total} clips, {task.fields[failed]} failed"
+        columns = [rich.progress.BarColumn(), rich.progress.TextColumn(text)]
+        columns += [rich.progress.TextColumn("{task.fields[speed]:.1f} clips/s")]
+        columns += [rich.progress.TimeRemainingColumn()]
+        self.bar = rich.progress.Progress(
+            *columns, console=console, disable=console is None
+        )
+        self.task = self.bar.add_task(
+            "", total=total, completed=done, failed=failed, speed=0.0
+        )
+        self.done, self.failed, self.began = 0, failed, time.monotonic()
+
+    def __enter__(self) -> "Meter":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.stop()
+
+    def count(self, outcome: workers.Outcome) -> None:
+        self.done += 1
+        self.failed += outcome.payload is None
+        speed = self.done / (time.monotonic() - self.began)
+        self.bar.update(self.task, advance=1, failed=self.failed, speed=speed)
 
 
 def show(report: dict, console: rich.console.Console) -> None:

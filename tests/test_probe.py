@@ -151,7 +151,8 @@ def test_labels_of_all_modalities_together_are_mixed_as_these_are():
 
 
 def run_of(workdir, **changes):
-    config = synthetic.tiny(CONFIG, steps=4, log__every_steps=2, **changes)
+    steps = {"steps": 4, "log__every_steps": 2}
+    config = synthetic.tiny(CONFIG, **steps | changes)
     config.checkpoint.every_steps = 100
     data = {
         "train": synthetic.Dataset(config),
@@ -201,8 +202,10 @@ def test_an_attentive_probe_learns(tmp_path, modalities):
         modalities=modalities,
         model__fusion="mid",
         model__fusion_layer=1,
-        augment__mixup=0.2,
+        steps=24,
+        schedule__learning_rate_per_256=0.32,
     )
     assert any(name.startswith("attentive/") for name in params)
     rows = [row for row in synthetic.lines(tmp_path) if "loss" in row]
-    assert rows[-1]["loss_joint"] == rows[-1]["loss"] < rows[0]["loss"]
+    assert all(row["loss_joint"] == row["loss"] for row in rows)
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"], rows

@@ -110,19 +110,29 @@ def _prepare(row: manifest.Row, frames: str) -> None:
 def command(ffmpeg: str, path: Path, frames: str) -> list[str]:
     """FFmpeg's command for the same work: pictures to one file, sound to another."""
     width, height = _size(path)
+    with media.open_media(path) as container:
+        kinds = ("video", "audio")
+        picture, sound = (media.choose_stream(container, kind) for kind in kinds)
     line = [ffmpeg, "-v", "error", "-nostdin", "-y", "-threads", "1"]
     line += ["-i", str(path), "-filter_threads", "1"]
     line += ["-vf", f"fps={SETTINGS['fps']},scale={width}:{height}:flags=bicubic"]
-    line += ["-map", "0:v:0", "-threads", "1", "-pix_fmt", "yuv420p"]
+    line += ["-map", f"0:{picture.index}", "-threads", "1", "-pix_fmt", "yuv420p"]
     if frames == "h264":
         for name, value in records.X264.items():
             line += [f"-{name}", value]
     else:
         line += ["-color_range", "pc", "-strict", "unofficial"]
     line += [*AS_STORED[frames], "{out}/picture"]
-    if not media.probe(path).audio_codec:
+    if sound is None:
         return line
-    line += ["-map", "0:a:0", "-ac", "1", "-ar", str(SETTINGS["sample_rate"])]
+    line += [
+        "-map",
+        f"0:{sound.index}",
+        "-ac",
+        "1",
+        "-ar",
+        str(SETTINGS["sample_rate"]),
+    ]
     return [*line, "-threads", "1", "-c:a", "flac", "-f", "flac", "{out}/sound"]
 
 

@@ -270,7 +270,8 @@ def _encode_h264(frames: Iterable[np.ndarray], fps: float, file) -> None:
         if container is None:
             container = av.open(file, "w", format="mp4")
             stream = _h264_stream(container, pixels.shape, fps)
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        pixels = np.ascontiguousarray(pixels)  # not copied: from_ndarray would
+        frame = av.VideoFrame.from_numpy_buffer(pixels, format="rgb24")
         frame = reformatter.reformat(
             frame,
             format="yuv420p",

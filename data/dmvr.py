@@ -20,7 +20,8 @@ folder of that name; or a pattern in which `{split}` stands for it, `*` and `?` 
 anything, and a last `@16` for shards 00000-of-00016 to 00015-of-00016. A pattern
 without `{split}` is the same clips for every split. The classes are those that the
 records of all splits name, or the lines of `labels.txt` beside the shards.
-`python -m data.prepare --format dmvr` writes such shards (in `DIR/NAME/1.0.0`) with the dataset.json of a prepared data set, which then counts for both.
+`python -m data.prepare --format dmvr` writes such shards (in `DIR/NAME/1.0.0`) beside
+the dataset.json of a prepared data set, whose classes and statistics then count.
 
 A TFRecord file can be read from anywhere only with a list of where its records begin.
 That list is made once, by reading everything (checksums too, about 100 MB a second),

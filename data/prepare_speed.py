@@ -111,12 +111,12 @@ def command(ffmpeg: str, path: Path, frames: str) -> list[str]:
     """FFmpeg's command for the same work: pictures to one file, sound to another."""
     width, height = _size(path)
     with media.open_media(path) as container:
-        kinds = ("video", "audio")
-        picture, sound = (media.choose_stream(container, kind) for kind in kinds)
+        streams = [media.choose_stream(container, x) for x in ("video", "audio")]
+        picture, sound = (None if s is None else f"0:{s.index}" for s in streams)
     line = [ffmpeg, "-v", "error", "-nostdin", "-y", "-threads", "1"]
     line += ["-i", str(path), "-filter_threads", "1"]
     line += ["-vf", f"fps={SETTINGS['fps']},scale={width}:{height}:flags=bicubic"]
-    line += ["-map", f"0:{picture.index}", "-threads", "1", "-pix_fmt", "yuv420p"]
+    line += ["-map", picture, "-threads", "1", "-pix_fmt", "yuv420p"]
     if frames == "h264":
         for name, value in records.X264.items():
             line += [f"-{name}", value]
@@ -127,7 +127,7 @@ def command(ffmpeg: str, path: Path, frames: str) -> list[str]:
         return line
     line += [
         "-map",
-        f"0:{sound.index}",
+        sound,
         "-ac",
         "1",
         "-ar",

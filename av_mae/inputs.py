@@ -220,5 +220,7 @@ def _picture(config) -> tuple:
 
 def rows(values: jax.Array, count: int) -> jax.Array:
     """A value [b …] of each clip, for its views [(b v) …]."""
-    times = count // len(values)
-    return jnp.repeat(values, times, axis=0, total_repeat_length=count)
+    times, rest = count // len(values), values.shape[1:]
+    # Not jnp.repeat, whose indices are gathered from all devices.
+    again = jnp.broadcast_to(values[:, None], (len(values), times, *rest))
+    return again.reshape(count, *rest)

@@ -183,6 +183,7 @@ parallel.MIN_SPLIT = 64
 def compiled(data, fsdp, clips=8, scan=False):
     config = synthetic.tiny("digits/pretrain", batch_size=clips, compute__scan=scan)
     config.eval.batch_size = clips
+    config.parallel.data, config.parallel.fsdp = data, fsdp
     found = program.step(config, parallel.mesh(data, fsdp))
     return found, found.run.lower(*found.arguments()).compile()
 """

@@ -294,8 +294,8 @@ def broken(draw):
             group[f"{last}_"] = group[last]
             field += "_"
         else:
-            old = type(group[last])
-            alike = {float: (float, int), int: (int,), tuple: (tuple, str)}
+            old = type(group[last])  # ConfigDict itself makes 1.0 of True
+            alike = {float: (float, int, bool), int: (int,), tuple: (tuple, str)}
             kinds = alike.get(old, (old,))
             others = [x for x in OTHER_TYPES if type(x) not in kinds]
             group[last] = draw(st.sampled_from(others))

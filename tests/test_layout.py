@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # The commands: they alone know both `av_mae` and `data`.
 ENTRY_POINTS = set(
     "main demo api clips predict reconstruct extract attend report serve knn retrieve "
-    "sweep convert export benchmark stats datasets featureset robustness results".split()
+    "sweep convert export benchmark stats datasets featureset robustness "
+    "results".split()
 )
 LEAVES = "tokens masking metrics optim parallel spectrogram".split()
 TRAINERS = ["pretrain", "finetune"]

@@ -205,7 +205,10 @@ def run(workdir: Path, clips: int, jobs: int, arg: str = "") -> str:
     table = {
         "linear": once(results / "linear.json", lambda: linear_baselines(config, data))
     }
+    layer_decay = config.optimizer.layer_decay
     for start, path in (("scratch", ""), ("pretrained", str(pretrained))):
+        # It keeps the lower layers of pretrained weights; fresh ones have to learn.
+        config.optimizer.layer_decay = layer_decay if path else 1.0
         table[start] = {}
         for name, modalities in SETS.items():
             config.modalities = modalities

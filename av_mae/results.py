@@ -144,6 +144,8 @@ def finetuned(
         config.modalities = demo.SETS[modalities]
         config.schedule.learning_rate_per_256 = rate
         config.init_from.checkpoint_path = str(start or "")
+        if not start:  # fresh lower layers have to learn
+            config.optimizer.layer_decay = 1.0
         if labels == ALL:
             config.batch_size *= 4
             config.steps, config.epochs = 0, EPOCHS_OF_ALL

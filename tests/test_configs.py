@@ -41,10 +41,10 @@ TRAINERS = {"pretrain": pretrain, "finetune": finetune}
 SIZES = {
     "audioset/finetune": (607_002_127, 3136, 496),
     "audioset/pretrain": (595_849_984, 1568, 496),
-    "digits/attentive": (1_180_426, 64, 96),
+    "digits/attentive": (1_180_234, 64, 96),
     "digits/finetune": (1_068_490, 64, 96),
-    "digits/linear": (1_068_682, 64, 96),
-    "digits/pretrain": (1_148_512, 64, 96),
+    "digits/linear": (1_068_490, 64, 96),
+    "digits/pretrain": (1_147_936, 64, 96),
     "epic_kitchens/finetune": (606_868_877, 3136, 200),
     "folder/finetune": (43_282_186, 1568, 200),
     "folder/pretrain": (42_003_328, 1568, 200),

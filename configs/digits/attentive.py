@@ -86,7 +86,7 @@ def get_config(arg=""):
         block=dict(
             gelu="tanh", eps=1e-6, key_bias=True, layer_scale=0.0, qkv_init="aligned"
         ),
-        norm=True,
+        norm=False,
         drop_path=0.0,
         drop_path_rescale=True,
     )

@@ -4,7 +4,8 @@
         --workdir=runs/finetune \
         --config.init_from.checkpoint_path=runs/pretrain
 
-`make demo` does all of this. The result stands in the README. Variants: `:audio`,
+`make demo` does all of this; from scratch it trains without layer decay. The result
+stands in the README. Variants: `:audio`,
 `:video`, one modality alone; `:smoke` (`:audio,smoke`), a run of seconds, for testing.
 """
 
@@ -115,7 +116,7 @@ def get_config(arg=""):
         weight_decay=0.05,
         decay_rules=((".*kernel", 1.0), (".*", 0.0)),
         clip_norm=1.0,
-        layer_decay=1.0,
+        layer_decay=0.7,
     )
     config.schedule = dict(
         learning_rate_per_256=1.28e-2,

@@ -39,7 +39,8 @@ def tiny(name: str, **changes):
     # What the shipped config is tuned to does not matter here.
     result.spectrogram.normalise, result.picture.normalise = "none", "fixed"
     result.model.positions, result.model.block.qkv_init = "sinusoidal", "xavier"
-    result.augment.time_shift = False
+    result.augment.time_shift, result.model.norm = False, True
+    result.optimizer.layer_decay = 1.0
     result.model.width, result.model.depth, result.model.mlp = 16, 2, 32
     result.schedule.learning_rate_per_256, result.schedule.warmup_epochs = 0.64, 0.0
     result.eval.every_epochs = 1.0

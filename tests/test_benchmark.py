@@ -64,6 +64,7 @@ def test_help_has_examples(capsys):
     assert "python -m av_mae.benchmark step --config=" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_timed():
     config = synthetic.tiny("digits/finetune", batch_size=2, eval__batch_size=2)
     with synthetic.quick():

@@ -389,13 +389,8 @@ def hasty_compiler():
 QUICK = [
     "audioset/finetune",
     "audioset/pretrain",
-    "epic_kitchens/finetune",
-    "folder/finetune",
-    "kinetics400/finetune",
     "kinetics400/linear",
     "kinetics400/pretrain",
-    "ucf101/avmaskenhancer_finetune",
-    "ucf101/avmaskenhancer_pretrain",
 ]
 FULL = os.environ.get("AV_MAE_STRESS") == "full"
 OTHERS = [

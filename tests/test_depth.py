@@ -71,17 +71,19 @@ def gradients(**options):
 
 @pytest.mark.parametrize(
     "options",
-    [dict(scan=True), dict(remat="blocks"), dict(scan=True, remat="dots")],
+    [
+        dict(scan=True, remat="dots"),
+        pytest.param(dict(scan=True), marks=pytest.mark.slow),
+        pytest.param(dict(remat="blocks"), marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_the_same_loss_and_gradients(options):
     """With drop path, whose draws are the same too."""
     wanted, found = gradients(), gradients(**options)
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        *(found, wanted),
-    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(b) + 1e-5
 
 
 def lines(options: dict, layers: int) -> int:
@@ -89,6 +91,7 @@ def lines(options: dict, layers: int) -> int:
     return str(jax.make_jaxpr(jax.grad(loss_of(**options)))(params, x)).count("dot_gen")
 
 
+@pytest.mark.slow
 def test_a_scan_has_as_many_products_however_deep():
     assert lines(dict(scan=True), 3) == lines(dict(scan=True), 5)
     assert lines({}, 3) < lines({}, 5)

@@ -435,6 +435,7 @@ def test_unknown_names_are_refused_by_field(field, value, tmp_path):
     checkpoints.Checkpoints(tmp_path, {}, {}).close()  # nothing holds the workdir
 
 
+@pytest.mark.slow
 def test_what_stands_in_for_missing_sound_or_picture_changes_nothing(tmp_path):
     workdirs = [tmp_path / "quiet", tmp_path / "loud"]
     for workdir, junk in zip(workdirs, (0, 200), strict=True):

@@ -26,6 +26,7 @@ def test_time_of_a_run():
     ]
 
 
+@pytest.mark.slow
 def test_a_dry_run_compiles_and_says_it(caplog):
     """More clips take more memory; what is said is what was counted."""
     config = synthetic.tiny("digits/pretrain", batch_size=4)

@@ -45,6 +45,7 @@ def saved(tmp_path, trainer: str, **fields):
     return tmp_path / "run", api.load(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_stablehlo_gives_the_models_logits(tmp_path):
     """Bytes in, logits out, by jax.export alone; of 5 clips and two views."""
     workdir, model = saved(tmp_path, "finetune", data__views=2)

@@ -81,9 +81,8 @@ def test_half_of_the_masked_tokens_are_in_the_loss(parts):
         # The targets are those of the tokens that were decoded.
         order = np.asarray(whole.masks[m].masked[0]).tolist()
         places = [order.index(i) for i in np.asarray(some.masks[m].masked[0])]
-        np.testing.assert_array_equal(
-            target[0], whole.pairs[m][1][0, jnp.array(places)]
-        )
+        wanted = whole.pairs[m][1][0, jnp.array(places)]
+        np.testing.assert_allclose(target[0], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_several_masks_of_one_clip(parts):
@@ -107,7 +106,10 @@ def test_several_masks_of_one_clip(parts):
         np.testing.assert_allclose(target, goal, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["digits/pretrain", "digits/finetune"])
+SLOW = pytest.param("digits/pretrain", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [SLOW, "digits/finetune"])
 def test_the_step_and_the_evaluation_run(name):
     config = synthetic.tiny(name, batch_size=2, eval__batch_size=2)
     with synthetic.quick():

@@ -228,6 +228,7 @@ def spoilt(monkeypatch, bad: int):
     monkeypatch.setattr(pretrain, "make_loss", make)
 
 
+@pytest.mark.slow
 def test_updates_of_bad_batches_are_skipped_and_their_clips_named(
     tmp_path, monkeypatch, caplog
 ):
@@ -430,6 +431,7 @@ def test_eight_devices_compute_what_one_does(name, optimizer, tmp_path):
         assert_close(tmp_path / mesh, one, optimizer == "adamw")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "optimizer"), CASES)
 def test_two_processes_compute_what_one_does_and_one_goes_on(name, optimizer, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"

@@ -29,6 +29,7 @@ from av_mae import (
     inputs,
     loop,
     pretrain,
+    report,
     spectrogram,
 )
 from data import DataError, pipeline
@@ -220,8 +221,17 @@ def run(workdir: Path, clips: int, jobs: int, arg: str = "") -> str:
         pair = (workdir / f"{start}_sound", workdir / f"{start}_picture")
         table[f"late fusion, {start}"] = {"both": late_fusion(*pair)}
     (results / "table.json").write_text(json.dumps(table, indent=1))
+    shown = [pretrained, workdir / "scratch_both", workdir / "pretrained_both"]
+    once(results / "report.json", lambda: write_report(workdir, shown))
     labels = config.data.limit or data["train"].num_clips
     return text(table, masked, labels, workdir) + "\n" + times(results)
+
+
+def write_report(workdir: Path, runs: list[Path]) -> dict:
+    """report.html on the runs, for the eye."""
+    page = report.make(runs, "The demo")
+    (workdir / "report.html").write_text(page, encoding="utf-8")
+    return {"runs": [str(run) for run in runs]}
 
 
 def text(table: dict, masked: dict, labels: int, workdir: Path) -> str:
@@ -237,6 +247,7 @@ def text(table: dict, masked: dict, labels: int, workdir: Path) -> str:
     for name, row in {"the autoencoder": ours, **masked["trivial"]}.items():
         lines.append(f"| {name} | {row['rgb']:.4f} | {row['spectrogram']:.4f} |")
     lines += ["", f"Reconstructions: {workdir / 'pretrain' / 'pictures'}"]
+    lines += [f"All on one page: {workdir / 'report.html'}"]
     return "\n".join(lines)
 
 
@@ -246,7 +257,7 @@ def times(results: Path) -> str:
     seconds = {k: v["seconds"] for k, v in seconds.items() if "seconds" in v}
     parts = [
         f"{name} {loop.duration(seconds.pop(name))}"
-        for name in ("data", "pretrain")
+        for name in ("data", "pretrain", "report")
         if name in seconds
     ]
     rest = loop.duration(sum(seconds.values()))

@@ -56,6 +56,7 @@ def test_text():
         "| mean of the visible | 1.0000 | 0.9877 |",
         "",
         "Reconstructions: w/pretrain/pictures",
+        "All on one page: w/report.html",
     ]
 
 
@@ -96,6 +97,8 @@ def test_the_whole_demo_at_smoke_size(tmp_path):
     assert all(float(cell) > 0 for cells in errors.values() for cell in cells)
     pictures = tmp_path / "pretrain" / "pictures"
     assert f"Reconstructions: {pictures}" in text and list(pictures.glob("*.png"))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(name in page for name in ("pretrain", "scratch_both", "pretrained_both"))
 
     linear = json.loads((tmp_path / "results" / "linear.json").read_text())
     assert top_1["linear"] == [f"{linear[name]:.1%}" for name in SETS]
@@ -110,11 +113,17 @@ def test_the_whole_demo_at_smoke_size(tmp_path):
 
 
 def test_times(tmp_path):
-    for name, seconds in {"data": 61, "pretrain": 5, "linear": 4, "x": 3}.items():
+    for name, seconds in {
+        "data": 61,
+        "pretrain": 5,
+        "report": 2,
+        "linear": 4,
+        "x": 3,
+    }.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({"seconds": seconds}))
     (tmp_path / "table.json").write_text("{}")
     assert demo.times(tmp_path) == (
-        "Time: data 1 m 1 s, pretrain 5 s, baselines and finetuning 7 s"
+        "Time: data 1 m 1 s, pretrain 5 s, report 2 s, baselines and finetuning 7 s"
     )
 
 

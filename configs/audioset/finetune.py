@@ -12,6 +12,10 @@ it was published), 527 classes, several a clip; tested on the 18,589 of AudioSet
 projects/av_mae/configs/audioset/finetune.py. Hardware: not told.
 Result, published: 51.8 / 46.6 / 31.1 mAP with both / sound / picture, four views.
 
+SpecAugment's four bands of time stand in the published config, but so does
+`time_mask_max_ratio = 0`, with which its augmenter leaves them out:
+`--config.augment.time_masks=0` is what ran.
+
 Variants, several with commas between: `:audio`, `:video`, one modality alone, of a
 model that was pretrained with both or with one. `:consistent`, `:kaldi`: the log-mels
 as in pretraining with the same word; without, they are standardised here alone, as

@@ -11,6 +11,10 @@ short side 256. The recipe is Scenic's projects/av_mae/configs/vggsound/finetune
 Hardware: it speaks of a 4x4 TPU (16 chips) for the batch of 64. Result, published:
 65.0 / 57.2 / 50.3 top-1 with both / sound / picture, four views.
 
+SpecAugment's four bands of time stand in the published config, but so does
+`time_mask_max_ratio = 0`, with which its augmenter leaves them out:
+`--config.augment.time_masks=0` is what ran.
+
 Variants, several with commas between: `:audio`, `:video`, one modality alone, of a
 model that was pretrained with both or with one. `:consistent`, the log-mels as in
 pretraining with the same word. `:smoke`, a run of seconds on a CPU.

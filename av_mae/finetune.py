@@ -324,6 +324,3 @@ def make_measures(config, model, missing: bool, mesh) -> dict:
     """What `evaluation.run` measures with: all modalities, and subsets of them."""
     make = functools.partial(make_predict, config, model)
     return evaluation.make(config, make, missing, mesh)
-
-
-make_measure = evaluation.make_measure

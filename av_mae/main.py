@@ -60,15 +60,16 @@ def main(argv):
         trainer = choose("trainer", config.trainer, TRAINERS)
         modes = {"train": trainer.train, "eval": trainer.evaluate}
         run = choose("mode", config.mode, modes)
-        readable = runs.config_of(json.loads(runs.config_json(config)))
-        log.info("workdir %s  %s\n%s", workdir, loop.provenance(), readable)
         trainer.check(config)
         if config.dry_run:
             from av_mae import benchmark  # what a run needs no more than this
 
             benchmark.dry_run(config, num_clips(config))
             return
-        run(config, datasets.load(config), workdir)
+        data = datasets.load(config)
+        readable = runs.config_of(json.loads(runs.config_json(config)))
+        log.info("workdir %s  %s\n%s", workdir, loop.provenance(), readable)
+        run(config, data, workdir)
     except (UserError, DataError) as error:
         commandline.stop(error)
 

@@ -182,7 +182,7 @@ def describe_devices() -> str:
     if devices[0].platform == "cpu" and nvidia_present():
         line += (
             "\nWARNING: this machine has an NVIDIA device, but jax sees only the CPU. "
-            'Install `pip install "jax[cuda12]"` (and unset JAX_PLATFORMS) to use it.'
+            'Install `pip install "jax[cuda13]"` (and unset JAX_PLATFORMS) to use it.'
         )
     return line
 

@@ -23,6 +23,7 @@ from av_mae import (
     autoencoder,
     caveats,
     choose,
+    classifier,
     inputs,
     loop,
     losses,
@@ -36,6 +37,7 @@ from av_mae import (
     visualise,
 )
 from av_mae import run as runs
+from av_mae.transformer import size_of
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
     # Optimiser, state, step.
     shapes = jax.eval_shape(init_params, jax.random.key(0))
     tx, schedule = runs.optimiser(config, steps_per_epoch, total, shapes)
-    source, options = runs.source_of(config), update.options_of(config)
+    source, options = source_of(config), update.options_of(config)
     run = runs.start(config, data, workdir, init_params, tx, mesh, source, options)
     accumulate = config.compute.accumulate
     step = update.make(loss, tx, schedule, accumulate, run.abstract, mesh, options)
@@ -170,6 +172,24 @@ def init(config, model, rng: jax.Array) -> dict:
         for m, layout in inputs.layouts(config).items()
     }
     return model.init(rng, patches, draw_masks(config, rng, 1))["params"]
+
+
+def source_of(config):
+    """How `init_from` reads another autoencoder, ours or published."""
+    unused = lambda theirs: ((), later_blocks(theirs, config))
+    return runs.source_of(config, gaps=unused, adapt=classifier.ADAPT)
+
+
+def later_blocks(theirs, config) -> list[str]:
+    """Regexes of a source's blocks of one modality, where ours has joint layers.
+
+    VideoMAE's encoder in the video branch of `mid`, whose last layers are joint.
+    """
+    if config.model.fusion != "mid" or theirs.model.fusion == "mid":
+        return []
+    first = size_of(config.model).depth - config.model.fusion_layers
+    late = range(first, size_of(theirs.model).depth)
+    return [rf"encoder/\w+/block_({'|'.join(map(str, late))})/.*"]
 
 
 def draw_masks(

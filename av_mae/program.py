@@ -22,6 +22,7 @@ from av_mae import (
     spectrogram,
     update,
 )
+from av_mae import evaluation as measuring
 from av_mae import run as runs
 
 CLASSES = 400
@@ -196,7 +197,7 @@ def evaluation(config, mesh: Mesh | None = None) -> Program:
     else:
         views = config.data.views * config.data.crops
         call = finetune.make_predict(config, model, missing)
-        run = finetune.make_measure(config, call, mesh)
+        run = measuring.make_measure(config, call, mesh)
     clips = config.eval.batch_size
     batch = batch_of(config, clips, views)
     return Program(run, lambda: init(jax.random.key(0)), abstract, batch, clips, mesh)

@@ -206,21 +206,17 @@ def _picture(picture):
 
 
 def _patches(config):
-    """Patches have to fill the picture; of sound, rows left over are dropped."""
+    """Patches have to fill the picture; frames and rows left over are dropped."""
     layouts = inputs.layouts(config)
     if "rgb" not in layouts:
         return
-    tubelet, side, _ = layouts["rgb"].patch
-    for field, size, part in (
-        ("data.num_frames", config.data.num_frames, tubelet),
-        ("data.size", config.data.size, side),
-    ):
-        if size % part:
-            below = size - size % part
-            raise ConfigError(
-                f"model.variant {config.model.variant!r} has patches of {part}, which "
-                f"do not divide {field}={size}: choose {below} or {below + part}."
-            )
+    size, part = config.data.size, layouts["rgb"].patch[1]
+    if size % part:
+        below = size - size % part
+        raise ConfigError(
+            f"model.variant {config.model.variant!r} has patches of {part}, which do "
+            f"not divide data.size={size}: choose {below} or {below + part}."
+        )
 
 
 # One trainer's.

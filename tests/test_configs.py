@@ -467,7 +467,8 @@ def test_gradients_of_the_others_are_traced(name):
         init = functools.partial(pretrain.init, config, model)
         made = pretrain.make_reconstruct(config, model, True)
     else:
-        model = finetune.build(config, 3)
+        classes = finetune.num_classes(config, data["train"])
+        model = finetune.build(config, classes)
         init = functools.partial(finetune.init, config, model)
         made = finetune.make_predict(config, model, True)
     loss = TRAINERS[config.trainer].make_loss(config, made)

@@ -63,13 +63,10 @@ def test_the_literal_commands_where_the_data_are_not_there():
     before = left.exists()
     both = [toy.start(*MODULE, AUDIOSET), toy.start("main.py", AUDIOSET)]
     for text in [toy.finish(process, code=2) for process in both]:
-        lines = text.splitlines()
-        assert re.match(DEVICES, lines[0])
-        assert "workdir runs/audioset_pretrain " in text
-        assert "  num_frames: 16" in lines  # the config, for the record
-        assert lines[-1].startswith("error: datasets/audioset: ")
-        assert "`python -m data.prepare SOURCE --out datasets/audioset`" in lines[-1]
-        assert "Traceback" not in text
+        devices, *answer = text.splitlines()
+        assert re.match(DEVICES, devices) and len(answer) == 1
+        assert answer[0].startswith("error: datasets/audioset: ")
+        assert "`python -m data.prepare SOURCE --out datasets/audioset`" in answer[0]
     assert left.exists() == before
 
 

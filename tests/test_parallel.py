@@ -139,7 +139,7 @@ def test_idle_nvidia_device_is_told(tmp_path, monkeypatch):
     assert parallel.nvidia_present(str(tmp_path), path=empty)
     monkeypatch.setattr(parallel, "nvidia_present", lambda: True)
     assert "WARNING" in parallel.describe_devices()
-    assert "jax[cuda12]" in parallel.describe_devices()
+    assert "jax[cuda13]" in parallel.describe_devices()
     monkeypatch.setattr(parallel, "nvidia_present", lambda: False)
     assert "WARNING" not in parallel.describe_devices()
 

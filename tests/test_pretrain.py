@@ -1,5 +1,6 @@
 """Pretraining: loss falls, evaluation repeats, each setting does what it says."""
 
+import functools
 import logging
 
 import jax
@@ -18,11 +19,13 @@ from av_mae import (
     inputs,
     loop,
     losses,
+    optim,
     pretrain,
 )
 from av_mae import run as runs
 
 CONFIG = "digits/pretrain"
+VIDEOMAE = scenic.SHARED / "fixtures" / "videomae" / "hf_videomae_pretrain_tiny"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -436,3 +439,21 @@ def test_every_setting_trains(changes, tmp_path):
     assert rows[-1]["loss"] < 0.97 * rows[0]["loss"], rows
     assert {name.split("_", 1)[1] for name in results} == set(config.modalities)
     assert pretrain.evaluate(config, {"eval": data["eval"]}, tmp_path) == results
+
+
+@pytest.mark.skipif(not VIDEOMAE.is_dir(), reason=f"no {VIDEOMAE}")
+@pytest.mark.parametrize("fusion", ["mid", "separate"])
+def test_a_published_videomae_begins_the_video_branch(fusion):
+    """All of its blocks that are not joint here, and its embedding; nothing else."""
+    config = synthetic.tiny("digits/pretrain", model__variant="Ti/16x2")
+    config.model.update(width=32, mlp=64, depth=3, heads=2, fusion=fusion)
+    config.init_from.rgb.checkpoint_path = str(VIDEOMAE)
+    init = functools.partial(pretrain.init, config, pretrain.build(config))
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    found = optim.named(pretrain.source_of(config)(zeros))
+    filled = {name for name, value in found.items() if np.any(value)}
+    branch = {x for x in found if x.startswith(("embed/rgb/", "encoder/rgb/block"))}
+    assert filled == branch
+    blocks = {name.split("/")[2] for name in branch if "block" in name}
+    assert len(blocks) == (2 if fusion == "mid" else 3)

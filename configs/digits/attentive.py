@@ -52,7 +52,7 @@ def get_config(arg=""):
         limit=200,
         source="records",
         skip_bad_records=0,
-        prepared=dict(fps="25", short_side="256"),
+        prepared=dict(fps="25", short_side="source"),
         randaugment="",
     )
 

@@ -5,8 +5,9 @@
         --config.init_from.checkpoint_path=runs/pretrain
 
 `make demo` does all of this; from scratch it trains without layer decay. The result
-stands in the README. Variants: `:audio`,
-`:video`, one modality alone; `:smoke` (`:audio,smoke`), a run of seconds, for testing.
+stands in the README. The norm after the last block is fresh: the autoencoder has none.
+Variants: `:audio`, `:video`, one modality alone; `:smoke` (`:audio,smoke`), a run of
+seconds, for testing.
 """
 
 import ml_collections
@@ -50,7 +51,7 @@ def get_config(arg=""):
         limit=200,
         source="records",
         skip_bad_records=0,
-        prepared=dict(fps="25", short_side="256"),
+        prepared=dict(fps="25", short_side="source"),
         randaugment="",
     )
 

@@ -57,7 +57,7 @@ def get_config(arg=""):
         limit=0,
         source="records",
         skip_bad_records=0,
-        prepared=dict(fps="25", short_side="256"),
+        prepared=dict(fps="25", short_side="source"),
         randaugment="",
     )
 

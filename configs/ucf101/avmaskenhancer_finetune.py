@@ -6,6 +6,8 @@
 
     python -m av_mae.main --config=configs/ucf101/avmaskenhancer_finetune.py
 
+on the data of avmaskenhancer_pretrain.py.
+
 Variants: `:scratch` (the default); `:k400`, the video half from VideoMAE ViT-B of
 Kinetics-400 (MCG-NJU's checkpoint.pth); `:pretrained`, from avmaskenhancer_pretrain.py
 in its ViT-B. The published pretraining is a ViT-S and fits no ViT-B: which weights its
@@ -62,7 +64,7 @@ def get_config(arg=""):
         limit=0,
         source="records",
         skip_bad_records=0,
-        prepared=dict(fps="25", short_side="256"),
+        prepared=dict(fps="source", short_side="source"),
         randaugment="",
     )
 

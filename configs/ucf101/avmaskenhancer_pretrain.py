@@ -1,6 +1,7 @@
 """UCF101 pretraining of AV-MaskEnhancer ViT-S (Diao, Cheng and Cheng, ICTAI 2023).
 
-    python -m data.prepare UCF101 --out datasets/ucf101
+    python -m data.prepare --dataset ucf101 --videos VIDEOS --lists LISTS \
+        --out datasets/ucf101
     python -m av_mae.main --config=configs/ucf101/avmaskenhancer_pretrain.py \
         --workdir=runs/avmaskenhancer
 
@@ -58,7 +59,7 @@ def get_config(arg=""):
         limit=0,
         source="records",
         skip_bad_records=0,
-        prepared=dict(fps="25", short_side="256"),
+        prepared=dict(fps="source", short_side="source"),
         randaugment="",
     )
 

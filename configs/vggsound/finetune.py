@@ -13,7 +13,7 @@ Hardware: it speaks of a 4x4 TPU (16 chips) for the batch of 64. Result, publish
 
 SpecAugment's four bands of time stand in the published config, but so does
 `time_mask_max_ratio = 0`, with which its augmenter leaves them out:
-`--config.augment.time_masks=0` is what ran.
+`--config.augment.time_masks=0 --config.augment.time_width=0` is what ran.
 
 Variants, several with commas between: `:audio`, `:video`, one modality alone, of a
 model that was pretrained with both or with one. `:consistent`, the log-mels as in
@@ -56,7 +56,7 @@ def get_config(arg=""):
         threads=16,
         workers=0,
         cache=False,
-        resize="antialias",
+        resize="bilinear",
         missing_modalities=True,
         limit=0,
         source="records",

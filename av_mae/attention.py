@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from av_mae import ConfigError
+
 KINDS = ("auto", "xla", "cudnn", "dot")
 
 FUSED_FROM = 256
@@ -28,25 +30,39 @@ def attend(
     kind: str = "auto",
     dtype=jnp.float32,
 ) -> Float[Array, "b n h e"]:
-    """softmax(query · keyᵀ / √e) · value, over the keys that are present."""
+    """softmax(query · keyᵀ / √e) · value, over the keys that are present.
+
+    `cudnn` with keys that may be absent takes even numbers of queries and keys.
+    """
     mask = None if present is None else present[:, None, None, :]  # b 1 1 k
     if kind == "auto":
-        kind = best(jax.default_backend(), dtype, key.shape[1], key.shape[-1])
+        whole = mask is None
+        kind = best(jax.default_backend(), dtype, key.shape[1], key.shape[-1], whole)
     if kind == "dot":
         return dot(query, key, value, mask)
+    if kind == "cudnn" and mask is not None:  # it wants the mask of every query
+        if query.shape[1] % 2 or key.shape[1] % 2:
+            raise ConfigError(
+                f"compute.attention is 'cudnn', which cannot leave out keys of "
+                f"{key.shape[1]} for {query.shape[1]} queries, as one of the numbers "
+                "is odd: set it to 'auto'."
+            )
+        mask = jnp.broadcast_to(mask, (len(mask), 1, query.shape[1], key.shape[1]))
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask, implementation=kind
     )
 
 
-def best(backend: str, dtype, keys: int, e: int) -> str:
+def best(backend: str, dtype, keys: int, e: int, whole: bool = True) -> str:
     """The implementation for this backend, type, number of keys and width of a head.
 
     cuDNN takes 16-bit numbers and heads up to 128 wide by steps of 8 (jax checks the
-    rest when it lowers).
+    rest when it lowers). Where keys may be absent (not `whole`) it would need their
+    mask for every query, and even lengths: XLA does that.
     """
     half = jnp.dtype(dtype).itemsize == 2
-    if backend == "gpu" and half and e % 8 == 0 and e <= 128 and keys >= FUSED_FROM:
+    fits = half and e % 8 == 0 and e <= 128
+    if backend == "gpu" and fits and keys >= FUSED_FROM and whole:
         return "cudnn"
     return "xla"
 

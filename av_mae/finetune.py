@@ -208,19 +208,25 @@ def init(config, model, rng: jax.Array) -> dict:
 
 def layers_of(model) -> dict:
     """What the optimiser's layer decay asks: each parameter's layer, and how many."""
-    depth = model.encoder.depth
-    return dict(layer_of=functools.partial(layer_of, depth), num_layers=depth)
+    encoder, before = model.encoder, 0
+    if encoder.kind == "mid":  # whose joint blocks are counted from the first joint one
+        before = encoder.depth - encoder.settings["fusion_layers"]
+    of = functools.partial(layer_of, encoder.depth, before=before)
+    return dict(layer_of=of, num_layers=encoder.depth)
 
 
-def layer_of(depth: int, name: str) -> int:
+def layer_of(depth: int, name: str, before: int = 0) -> int:
     """Layer of a parameter for layer decay: 0 embedding, i + 1 block i, else depth + 1.
 
     Scenic's and VideoMAE's rule: what comes after the blocks learns at the full rate.
+    before: layers below the joint stack.
     """
     if name.startswith("embed/"):
         return 0
-    blocks = [part for part in name.split("/") if part.startswith("block_")]
-    return int(blocks[0].removeprefix("block_")) + 1 if blocks else depth + 1
+    parts = name.split("/")
+    blocks = [part for part in parts if part.startswith("block_")]
+    below = before if "joint" in parts else 0
+    return below + int(blocks[0].removeprefix("block_")) + 1 if blocks else depth + 1
 
 
 def source_of(config):

@@ -89,12 +89,13 @@ class Work:
 
     def split(self, config, split: str, label: str):
         """A data set, kept for the next user of the same clips."""
-        limit = config.data.limit if split == config.data.split else 0
-        seed = config.seed if limit else 0  # whose draw of labelled clips it is
+        training = split == config.data.split
+        limit = config.data.limit if training else 0
+        seed = config.seed if training else 0  # its draw of clips, order and crops
         key = (split, label, limit, seed)
         if key not in self._sets:
-            if limit:  # one draw at a time: the memory is for what all share
-                self._sets = {k: v for k, v in self._sets.items() if not k[2]}
+            if training:  # one at a time: they take memory
+                self._sets = {k: v for k, v in self._sets.items() if k[0] != split}
             settings = config.copy_and_resolve_references()
             settings.data.limit = limit
             self._sets[key] = demo.load(settings, split, label, cache=True)
@@ -149,9 +150,11 @@ def finetuned(
         if labels == ALL:
             config.batch_size *= 4
             config.steps, config.epochs = 0, EPOCHS_OF_ALL
-        else:  # the same warm-up for any number of labels
+        else:  # the same warm-up for any number of labels, in whole batches of them
             config.steps = steps
-            config.schedule.warmup_epochs = 0.1 * steps * config.batch_size / labels
+            config.schedule.warmup_epochs = (
+                0.1 * steps / max(1, labels // config.batch_size)
+            )
         config.eval.split = split
         config.eval.every_epochs = 1e9  # at the end alone
         data = {
@@ -245,10 +248,11 @@ def frozen(work: Work, seed: int) -> dict:
 
     Of 200 labels, linear; of all, k-NN (cosine, k = 20).
     """
+    folder = pretrained(work, seed, "both")  # a part of its own
 
     def make() -> dict:
         labels = work.scale.labels[len(work.scale.labels) // 2]
-        trained = api.load(pretrained(work, seed, "both"))
+        trained = api.load(folder)
         weights = pretrain.init(trained.config, trained.module, jax.random.key(seed))
         models = {
             "pretrained": trained,

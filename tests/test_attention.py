@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from av_mae import attention
+from av_mae import ConfigError, attention
 
 
 def formula(query, key, value, present=None):
@@ -61,6 +61,27 @@ def test_statistics_are_float32_where_activations_are_not(kind):
 )
 def test_cudnn_only_where_it_runs_and_saves(backend, dtype, keys, e, kind):
     assert attention.best(backend, dtype, keys, e) == kind
+
+
+def test_cudnn_is_not_chosen_where_keys_may_be_absent():
+    assert attention.best("gpu", "bfloat16", 1568, 64, False) == "xla"
+
+
+def test_cudnn_takes_a_mask_of_every_query(monkeypatch):
+    """Traced alone: there is no cuDNN here."""
+    seen = {}
+
+    def record(query, key, value, mask, implementation):
+        seen.update(mask=mask.shape, kind=implementation)
+        return query
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    query, key, value = heads(jnp.bfloat16)
+    even = (query[:, :4], key, value)
+    jax.eval_shape(lambda p: attention.attend(*even, p, "cudnn"), PRESENT)
+    assert seen == {"mask": (2, 1, 4, 6), "kind": "cudnn"}
+    with pytest.raises(ConfigError, match="6 for 5 queries.* set it to 'auto'"):
+        attention.attend(query, key, value, PRESENT, "cudnn")
 
 
 def test_the_named_one_is_taken():

@@ -386,6 +386,14 @@ def test_layer_of_every_parameter():
     assert {name: finetune.layer_of(3, name) for name in names} == LAYERS
 
 
+def test_joint_blocks_of_mid_lie_above_those_of_each_modality():
+    config = tiny(model__depth=3, model__fusion="mid", model__fusion_layer=2)
+    layer_of = finetune.layers_of(classifier.build(config, 3))["layer_of"]
+    assert layer_of("encoder/rgb/block_1/mlp/in/bias") == 2
+    assert layer_of("encoder/joint/block_0/mlp/in/bias") == 3
+    assert layer_of("head/bias") == 4 and layer_of("embed/rgb/bias") == 0
+
+
 def test_layer_decay_scales_the_learning_rates():
     """With SGD and unit gradients an update is −rate × decay ** (layers above)."""
     config = tiny(optimizer__layer_decay=0.5, optimizer__name="sgd")

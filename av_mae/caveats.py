@@ -22,7 +22,7 @@ def text(sentences: Sequence[str]) -> str:
 
 
 def of_data(config, dataset, split: str) -> list[str]:
-    """A split that lacks clips that its list names, or whose inputs are degraded.
+    """A split that lacks clips that its list names.
 
     `dataset.info["splits"][split]["listed"]` is how many clips the list names.
     """
@@ -33,9 +33,19 @@ def of_data(config, dataset, split: str) -> list[str]:
             f"{present} of {listed} listed clips present in {split} of "
             f"{config.data.dir}: numbers are of a part of it"
         )
-    if split == config.eval.split and getattr(config.eval, "corruption", ""):
-        said.append(f"evaluated on degraded input: {config.eval.corruption}")
     return said
+
+
+def of_corruption(config) -> list[str]:
+    """Evaluations on degraded inputs; of no other evaluation, so it is not saved."""
+    corruption = getattr(config.eval, "corruption", "")
+    return [f"evaluated on degraded input: {corruption}"] if corruption else []
+
+
+def of_evaluation(config, dataset, said: Sequence[str]) -> list[str]:
+    """What `said`, the caveats of the weights, does not yet say of an evaluation."""
+    found = of_data(config, dataset, config.eval.split) + of_corruption(config)
+    return [sentence for sentence in found if sentence not in said]
 
 
 def of_fresh(fresh: Sequence[str], total: int, expected: Sequence[str]) -> list[str]:

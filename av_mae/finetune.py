@@ -106,7 +106,7 @@ def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
     check(config)
     split, dataset = config.eval.split, data["eval"]
     weights, said, measures, put = _restored(config, dataset, workdir)
-    said += caveats.of_data(config, dataset, split)
+    said += caveats.of_evaluation(config, dataset, said)
     log.info("evaluating %s%s", workdir, caveats.text(said))
     results = evaluation.run(config, measures, weights, dataset, put)
     log.info("evaluation on %s: %s%s", split, runs.text(results), caveats.text(said))

@@ -110,7 +110,7 @@ def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
     split, dataset, model = config.eval.split, data["eval"], build(config)
     init_params = functools.partial(init, config, model)
     weights, said = runs.params_of(config, workdir, init_params, mesh)
-    said += caveats.of_data(config, dataset, split)
+    said += caveats.of_evaluation(config, dataset, said)
     log.info("evaluating %s%s", workdir, caveats.text(said))
     reconstruct = make_reconstruct(config, model, dataset.missing)
     measure = make_measure(reconstruct, mesh)

@@ -226,6 +226,7 @@ def start(
         found = caveats.of_data(config, dataset, split)
         run.caveats += [sentence for sentence in found if sentence not in run.caveats]
     run.checkpoints.describe(caveats=run.caveats)
+    run.caveats += caveats.of_corruption(config)
     if run.caveats:
         log.warning("beside all numbers of this run:%s", caveats.text(run.caveats))
     return run

@@ -30,9 +30,13 @@ def test_a_part_of_a_list_is_told():
 def test_degraded_input_is_told_of_the_evaluation():
     config, _ = pair()
     config.eval.split, config.eval.corruption = "test", "noise:3"
-    said = caveats.of_data(config, Data(), "test")
-    assert said == ["evaluated on degraded input: noise:3"]
-    assert caveats.of_data(config, Data(), "train") == []
+    degraded = "evaluated on degraded input: noise:3"
+    part = Data(clips=40, listed=50)
+    (listed,) = caveats.of_data(config, part, "test")
+    assert caveats.of_evaluation(config, part, []) == [listed, degraded]
+    assert caveats.of_evaluation(config, part, ["a", listed]) == [degraded]
+    config.eval.corruption = ""
+    assert caveats.of_evaluation(config, part, [listed]) == []
 
 
 def test_parameters_without_a_source_are_told():

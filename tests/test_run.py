@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import synthetic
 import training_run
@@ -22,6 +23,7 @@ from av_mae import (
     TrainingError,
     checkpoints,
     optim,
+    parallel,
     pretrain,
 )
 from av_mae import run as runs
@@ -270,6 +272,23 @@ def test_a_run_that_skips_everything_ends(tmp_path, monkeypatch):
     changes = LIGHT | {"steps": 9, "nonfinite": "skip"}
     with pytest.raises(TrainingError, match="3 updates one after another .* step 3:"):
         training_run.run(PRETRAIN, tmp_path, changes)
+
+
+def test_a_checkpoint_does_not_keep_what_one_evaluation_was_of(tmp_path):
+    config = synthetic.tiny(FINETUNE, eval__corruption="noise:3")
+    data = dict.fromkeys(("train", "eval"), synthetic.Dataset(config))
+    data["train"].info["splits"] = {config.eval.split: {"clips": 8, "listed": 9}}
+    first, mesh = lambda key: {"x": jnp.zeros(2)}, parallel.mesh(1, 1)
+    begin = lambda: runs.start(
+        *(config, data, tmp_path, first, optax.sgd(0.1), mesh, lambda *_: None)
+    )
+    for step in (0, 1):  # a new run, and one that goes on
+        with begin() as run:
+            assert run.step == step
+            listed, degraded = run.caveats
+            run.save(step + 1, run.state)
+        assert degraded == "evaluated on degraded input: noise:3"
+        assert checkpoints.load(tmp_path)[2]["caveats"] == [listed]
 
 
 # Configs of older releases.

@@ -67,6 +67,7 @@ class Run:
         self._saved: int | None = None
         self._spikes = loop.Spikes()
         self._skipped_in_a_row = 0
+        self._skipped_before = 0  # by the runs that this one goes on from
 
     def __enter__(self):
         return self
@@ -87,6 +88,7 @@ class Run:
         if latest is not None:
             self.state = self.checkpoints.restore(latest, abstract)
             self.step, self._saved = latest, latest
+            self._skipped_before = int(self.state["step"] - update.done(self.state))
             self.caveats += caveats.of_meta(self.checkpoints.meta(latest))
             log.info("resuming %s at step %d", self.workdir, latest)
         else:
@@ -179,7 +181,7 @@ class Run:
     def conclude(self, results: Mapping[str, float]):
         """Prints the final numbers, with what has to be said beside them."""
         said = list(self.caveats)
-        if skipped := int(self._newest[1].get("skipped", 0)):
+        if skipped := int(self._newest[1].get("skipped", self._skipped_before)):
             said.append(f"{skipped} updates were skipped as not finite")
         log.info("result: %s%s", text(results), caveats.text(said))
 

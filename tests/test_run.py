@@ -274,21 +274,32 @@ def test_a_run_that_skips_everything_ends(tmp_path, monkeypatch):
         training_run.run(PRETRAIN, tmp_path, changes)
 
 
-def test_a_checkpoint_does_not_keep_what_one_evaluation_was_of(tmp_path):
-    config = synthetic.tiny(FINETUNE, eval__corruption="noise:3")
+def begun(config, workdir, tx):
+    """A run of a model of one parameter, on records of which one is not there."""
     data = dict.fromkeys(("train", "eval"), synthetic.Dataset(config))
     data["train"].info["splits"] = {config.eval.split: {"clips": 8, "listed": 9}}
     first, mesh = lambda key: {"x": jnp.zeros(2)}, parallel.mesh(1, 1)
-    begin = lambda: runs.start(
-        *(config, data, tmp_path, first, optax.sgd(0.1), mesh, lambda *_: None)
-    )
+    return runs.start(config, data, workdir, first, tx, mesh, lambda *_: None)
+
+
+def test_a_checkpoint_does_not_keep_what_one_evaluation_was_of(tmp_path):
+    config = synthetic.tiny(FINETUNE, eval__corruption="noise:3")
     for step in (0, 1):  # a new run, and one that goes on
-        with begin() as run:
+        with begun(config, tmp_path, optax.sgd(0.1)) as run:
             assert run.step == step
             listed, degraded = run.caveats
             run.save(step + 1, run.state)
         assert degraded == "evaluated on degraded input: noise:3"
         assert checkpoints.load(tmp_path)[2]["caveats"] == [listed]
+
+
+def test_a_run_that_is_done_still_tells_what_it_skipped(tmp_path, caplog):
+    config = synthetic.tiny(FINETUNE, nonfinite="skip")
+    with begun(config, tmp_path, optax.adam(0.1)) as run:
+        run.save(3, run.state | {"step": jnp.int32(3)})  # no update was made
+    with caplog.at_level("INFO"), begun(config, tmp_path, optax.adam(0.1)) as run:
+        run.conclude({})
+    assert "NOTE: 3 updates were skipped as not finite." in caplog.text
 
 
 # Configs of older releases.

@@ -159,14 +159,24 @@ class Dataset:
     def _skip(self, number):
         """Tells of a damaged record; RecordError where it is one too many."""
         self._skipped.add(number)
+        error = f"{self.ids[number]}: {self._why(number)}"
+        allowed = self._config.skip_bad_records
+        if len(self._skipped) > self._may_skip:
+            raise RecordError(
+                f"{error} It is one more than config.data.skip_bad_records={allowed}."
+            )
+        count = allowed - self._may_skip + len(self._skipped)
+        log.warning("passed over (%d of at most %d): %s", count, allowed, error)
+
+    def _why(self, number):
+        """What was wrong with a record; a worker's is known by reading it again."""
+        if number in self._reader.failures:
+            return self._reader.failures[number]
         try:
             self._reader.train(number, np.random.default_rng(0))
         except RecordError as error:
-            if len(self._skipped) > self._may_skip:
-                raise
-            allowed = self._config.skip_bad_records
-            count = allowed - self._may_skip + len(self._skipped)
-            log.warning("passed over (%d of at most %d): %s", count, allowed, error)
+            return str(error)
+        return "it is damaged in places; copy or prepare the data set again."
 
     def evaluate(self, batch_size: int) -> Iterator[dict]:
         """One pass in order; every process gets the same number of batches.

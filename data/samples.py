@@ -85,6 +85,7 @@ class Reader:
         )
         self.policy = randaugment.parse(config.randaugment)
         self.kept = None
+        self.failures = {}
 
     def train_or_next(self, number, rng, clips, limit):
         """As `train`; a damaged record gives way to the next of `clips`, int64 [n].
@@ -92,6 +93,7 @@ class Reader:
         The row tells in `skipped`, int64 [limit], whom it stands for (−1: nobody). It
         is what the next record gives with the same random numbers, so that it does not
         depend on what other threads have met. RecordError after `limit` in a row.
+        `failures` keeps what was wrong, by number, of the records met in this process.
         """
         state, skipped = rng.bit_generator.state, np.full(limit, -1)
         place = np.searchsorted(clips, number)
@@ -100,7 +102,8 @@ class Reader:
             rng.bit_generator.state = state
             try:
                 return self.train(candidate, rng) | {"skipped": skipped}
-            except RecordError:
+            except RecordError as error:
+                self.failures[int(candidate)] = str(error)
                 if tried == limit:
                     raise
                 skipped[tried] = candidate

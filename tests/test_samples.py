@@ -52,6 +52,24 @@ def test_a_damaged_record_gives_way_to_the_next(load, caplog):
     assert any("record 3 is damaged" in x for x in lines)
 
 
+@pytest.mark.parametrize("known", [True, False])  # False: a worker process met it
+def test_damage_that_some_windows_show_counts_as_well(load, caplog, known):
+    records = Damaged(())
+    for number in (1, 3, 6):
+        whole, refuse = records.records[number].frames, records._refuse(number)
+        calls = iter([refuse])
+        frames = lambda i, calls=calls, whole=whole: next(calls, whole)(i)
+        records.records[number].frames = frames
+    dataset = load(records, config=dict(skip_bad_records=2, threads=0))
+    if not known:
+        dataset._reader.failures = type("", (dict,), {"__setitem__": lambda *_: None})()
+    one_more = "one more than config.data.skip_bad_records=2"
+    with pytest.raises(RecordError, match=f"clip[136]: .* is damaged.* {one_more}"):
+        take(dataset.train(5), 2)
+    assert caplog.text.count("of at most 2): clip") == 2
+    assert ("shard: record" in caplog.text) == known
+
+
 def test_the_last_record_is_followed_by_the_first(load):
     dataset = load(Damaged({9}), config=dict(skip_bad_records=1, limit=0))
     index = np.concatenate([b["index"] for b in take(dataset.train(5), 2)])

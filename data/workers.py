@@ -47,9 +47,13 @@ def run(
             while wanted not in outcomes:
                 held = sum(len(done.payload or b"") for done in outcomes.values())
                 limit = wanted + (AHEAD * count if held < HELD_BYTES else 1)
-                for worker in workers:
+                for place, worker in enumerate(workers):
                     if worker.number is None and started < min(limit, len(jobs)):
-                        worker.start(started, jobs[started])
+                        job = started, jobs[started]
+                        if not worker.start(*job):  # it died while it had none
+                            worker.end()
+                            workers[place] = Worker(work)
+                            workers[place].start(*job)
                         started += 1
                 for place, outcome in _wait(workers):
                     outcomes[workers[place].number] = outcome
@@ -93,10 +97,15 @@ class Worker:
         self.process.start()
         theirs.close()
 
-    def start(self, number: int, job) -> None:
+    def start(self, number: int, job) -> bool:
+        """Gives it a job; False where it is dead (receive() will tell how it died)."""
         self.number, self.alive_at = number, time.monotonic()
-        with contextlib.suppress(BrokenPipeError):  # it died: receive() will tell
+        if not self.process.is_alive():
+            return False
+        with contextlib.suppress(BrokenPipeError):
             self.pipe.send(job)
+            return True
+        return False
 
     def receive(self) -> Outcome | None:
         """An outcome; None for a sign of life."""

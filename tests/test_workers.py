@@ -1,5 +1,6 @@
 """Workers that die, stall or fail cost their own job and nothing else."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -33,6 +34,24 @@ def test_dead_stalled_and_failing_workers_cost_their_clip_only(monkeypatch):
     assert outcomes[5].reason == "MemoryError: too much"
     assert outcomes[7].reason == "gave no new frame for 6 s and was stopped"
     assert Counter(told) == Counter(outcomes)
+
+
+def test_a_worker_that_dies_without_a_job_costs_none(monkeypatch):
+    found = workers.run(list(range(20, 40)), 1, odd_work)
+    outcomes = [next(found)]
+    time.sleep(0.5)  # it has done all that it may do ahead
+    (process,) = multiprocessing.active_children()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    outcomes += found
+    assert [o.payload for o in outcomes] == [b"%d" % i for i in range(20, 40)]
+    # The same where it dies between the look at it and the job.
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "is_alive", lambda _: True)
+    worker = workers.Worker(odd_work)
+    worker.end()
+    worker.pipe, theirs = multiprocessing.Pipe()
+    theirs.close()
+    assert not worker.start(0, 20)
 
 
 def slow_work(job, beat):

@@ -36,6 +36,7 @@ FORMAT = 2  # of the kept lists
 SPLIT = {"train": 0.9, "validation": 0.1}  # as of data.prepare
 SHORT_SIDE = 256  # pixels, likewise
 ALL = "all"  # the split of every clip
+FAILURES = (MediaError, av.FFmpegError, OSError, ValueError)  # of reading a file
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ def _measure(row: manifest.Row, rates: Rates) -> Entry:
             count, shape = count + 1, frame.shape[:2]
     except MediaError as error:
         return Entry(str(error))
+    except FAILURES as error:
+        return Entry(f"{row.path}: cannot be decoded ({error}); replace or remove it.")
     samples = 0 if clip.waveform is None else len(clip.waveform)
     problems = tuple(clip.problems)
     return Entry("", count, clip.fps, *shape, samples, problems, clip.source)
@@ -149,7 +152,7 @@ class Record:
     def _reading(self):
         try:
             yield
-        except (MediaError, av.FFmpegError, OSError, ValueError) as error:
+        except FAILURES as error:
             raise self._changed(error) from None
 
     def _changed(self, why) -> RecordError:
@@ -266,8 +269,11 @@ def _entries(folder: Path, rows, rates: Rates) -> list[Entry]:
         measure = functools.partial(_measure, rates=rates)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
             found = threads.map(measure, (row for _, row in new))
-            kept |= {k: entry for (k, _), entry in zip(new, found, strict=True)}
-        _keep(path, kept)
+            try:
+                for (k, _), entry in zip(new, found, strict=True):
+                    kept[k] = entry
+            finally:
+                _keep(path, kept)
     return [_entry(kept[k]) for k in keys]
 
 

@@ -7,6 +7,7 @@ import pickle
 import shutil
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -174,6 +175,38 @@ def test_lists_are_kept_and_hold_for_the_same_files(both, tmp_path, cache, caplo
     for path in cache.iterdir():
         path.write_text("damaged")
     assert folder_source.Records(clips, "all").index == changed.index
+
+
+@pytest.mark.parametrize("error", [av.FFmpegError(1, "odd"), OSError("odd")])
+def test_whatever_fails_leaves_the_clip_out(both, tmp_path, caplog, error):
+    clips = shutil.copytree(both[0], tmp_path / "clips")
+    read = media.read
+
+    def failing(path, **how):
+        if path.name == "00.mp4":
+            raise error
+        return read(path, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(media, "read", failing)
+        ids = {entry["id"] for entry in folder_source.Records(clips, "all").index}
+    assert len(ids) == 7 and "bell/00.mp4" not in ids
+    assert "bell/00.mp4: cannot be decoded" in caplog.text
+
+
+def test_what_was_measured_is_kept_when_it_stops(tmp_path, monkeypatch, cache):
+    rows = [SimpleNamespace(id=i, path=tmp_path / i) for i in "abc"]
+
+    def stopping(row, rates):
+        if row.id == "c":
+            raise KeyboardInterrupt
+        return folder_source.Entry("", 1)
+
+    monkeypatch.setattr(folder_source, "_measure", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        folder_source._entries(tmp_path, rows, "rates")
+    monkeypatch.setattr(folder_source, "_measure", None)
+    assert len(folder_source._entries(tmp_path, rows[:2], "rates")) == 2
 
 
 def test_a_file_that_goes_away_is_named(both, tmp_path):

@@ -84,8 +84,13 @@ def extract(
     settings["modalities"] = list(modalities or model.modalities)
     settings["clips"] = _digest(repr([row.id for row in rows]).encode())
     if out.exists():
-        _check_settings(out, read(out).settings, settings)
-        return []
+        table = read(out)
+        _check_settings(out, table.settings, settings)
+        written = set(table.ids)
+        failed = [row.id for row in rows if row.id not in written]
+        for name in failed:
+            tell(f"passed over: {name}, as before; delete {out} to try it again.")
+        return failed
     parts = Parts(out, settings)
     failed: list[str] = []
     todo = [row for row in rows if row.id not in parts.done]

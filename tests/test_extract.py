@@ -51,7 +51,8 @@ def test_rows_are_the_features_of_the_clips(place, model, tmp_path):
     silent = np.isnan(table.arrays["spectrogram"]).all(axis=1)
     np.testing.assert_array_equal(silent, [False, True, False, False])
     # The same again changes nothing; anything else is refused.
-    assert extract.extract(model, rows, out) == []
+    assert extract.extract(model, rows, out, tell=told.append) == failed
+    assert len(told) == 2 and "passed over: bell/broken.mp4, as before" in told[1]
     with pytest.raises(extract.ExtractError, match=r"otherwise \(layer differ\)"):
         extract.extract(model, rows, out, layer=0)
 

@@ -70,6 +70,11 @@ class Clip:
 
     def cut(self, start: float, end: float) -> "Clip":
         """The part from `start` to `end` seconds of this clip, on whole frames."""
+        if not 0 <= start <= end:
+            raise ConfigError(
+                f"The part from {start} to {end} s is none of a clip: give seconds "
+                "with 0 <= start <= end."
+            )
         frames = sound = None
         if self.has_rgb:
             first, last = round(start * self.fps), round(end * self.fps)
@@ -151,7 +156,8 @@ def windows(
     """Parts of `seconds`, one each `every` seconds, the last one at the end.
 
     All of a clip that is shorter. A path is decoded as it goes, and no more of its
-    picture is in memory than one window; `reading` as of `read_clip`.
+    picture is in memory than one window; `reading` as of `read_clip`. The picture says
+    where the end is: sound that goes on beyond it is in no window.
     """
     if every <= 0:
         raise ConfigError(f"every is {every}: give the seconds between two windows.")
@@ -177,7 +183,8 @@ def _of_sound(clip: Clip, seconds: float, every: float) -> Iterator[Clip]:
 
 def _of_frames(clip: Clip, frames: Iterable, seconds, every) -> Iterator[Clip]:
     """Frames pass by; `held` are those from number `first` on."""
-    length, held, first, number, done = round(seconds * clip.fps), [], 0, 0, -1
+    length = max(1, round(seconds * clip.fps))
+    held, first, number, done = [], 0, 0, -1
     begin = lambda i: round(i * every * clip.fps)
     for frame in frames:
         held.append(frame)

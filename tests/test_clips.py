@@ -75,6 +75,11 @@ def test_windows_of_short_clips_and_of_sound_alone(folder):
     np.testing.assert_array_equal(parts[-1].sound, clip.sound[-8000:])
     with pytest.raises(ConfigError, match="every is 0.0"):
         list(clips.windows(clip, 1.0, 0.0))
+    # A window has at least one frame; a part begins within the clip.
+    assert [len(x.frames) for x in clips.windows(clip, 0.01, 0.7)] == [1, 1, 1, 1]
+    for span in ((-1.0, 1.0), (1.0, 0.5)):
+        with pytest.raises(ConfigError, match="give seconds with 0 <= start <= end"):
+            clip.cut(*span)
 
 
 # Rows: the pipeline's own evaluation.

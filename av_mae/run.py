@@ -341,7 +341,8 @@ def source_of(
     regexes of parameters that need no word if they stay fresh.
     """
 
-    def take(params, said: list[str], field: str, path: str, m: str):
+    def take(params, field: str, path: str, m: str):
+        """(params, names of those from the source, sentences on the source)."""
         settings = config.init_from
         values, theirs = weights_of(path, settings.weights)
         fresh, unused = gaps(theirs) if gaps else ((), ())
@@ -363,16 +364,23 @@ def source_of(
         log.info(
             "%s %s\n%s", field.removesuffix(".checkpoint_path"), path, report.table()
         )
-        sentences = caveats.of_fresh(report.fresh, len(report.rows), expected)
-        for sentence in [*differences(theirs, config), *sentences]:
-            log.warning("%s=%s: %s.", field, path, sentence)
-            said.append(f"{field}={path}: {sentence}")
-        return jax.tree.map(lambda k, x: found.get(k, x), optim.names(params), params)
+        params = jax.tree.map(lambda k, x: found.get(k, x), optim.names(params), params)
+        return params, found.keys() - report.fresh, differences(theirs, config)
 
     def source(params, said: list[str] | None = None):
-        said = [] if said is None else said
+        names, filled, paths, found = list(optim.named(params)), set(), [], []
         for field, (path, m) in init_paths(config).items():
-            params = take(params, said, field, path, m)
+            params, taken, sentences = take(params, field, path, m)
+            filled |= taken
+            paths.append(f"{field}={path}")
+            found += [f"{paths[-1]}: {sentence}" for sentence in sentences]
+        fresh = [name for name in names if name not in filled]
+        for sentence in caveats.of_fresh(fresh, len(names), expected):
+            found.append(f"{' and '.join(paths)}: {sentence}")
+        for sentence in found:
+            log.warning("%s.", sentence)
+        if said is not None:
+            said += found
         return params
 
     return source

@@ -600,6 +600,7 @@ def test_each_modality_may_come_from_a_source_of_its_own(pretrained, caplog):
             assert not np.any(value), name
     assert f"init_from.rgb {rgb}\n" in caplog.text
     assert f"init_from.spectrogram {both}\n" in caplog.text
+    assert f"spectrogram.checkpoint_path={both}: 2 of 81 parameters are" in caplog.text
 
 
 VIDEOMAE_FOLDER = scenic.SHARED / "fixtures" / "videomae" / "hf_videomae_pretrain_tiny"
@@ -633,6 +634,24 @@ def test_a_part_replaces_that_of_the_whole(pretrained):
     params = taken(config, whole)
     np.testing.assert_array_equal(
         params["encoder/rgb/block_1/mlp/in/kernel"], early[name]
+    )
+
+
+@pytest.mark.parametrize("probe", ["full", "linear"])
+def test_what_no_source_of_a_part_fills_is_told_once_of_all(pretrained, probe, caplog):
+    """Random sound under a probe too, but not what a second source fills."""
+    rgb, _, _ = pretrained(modalities=("rgb",), model__fusion="separate")
+    config = tiny(model__depth=3, probe=probe)
+    config.init_from.rgb.checkpoint_path = str(rgb)
+    taken(config, "")
+    (line,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "embed/spectrogram/bias, embed/spectrogram/kernel" in line
+    caplog.clear()
+    taken(config, pretrained(model__fusion_layers=1)[0])
+    lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    # The joint layers' exchange is new; what is frozen does not learn it.
+    assert [x.split(": ")[-1] for x in lines] == ["encoder/bottleneck."] * (
+        probe == "linear"
     )
 
 

@@ -348,8 +348,11 @@ def source_of(
         fresh, unused = gaps(theirs) if gaps else ((), ())
         targets = optim.named(params)
         if m:
-            targets = {k: x for k, x in targets.items() if re.fullmatch(branch(m), k)}
-            unused = [*unused, rf"(?!(?:{branch(m)})$).*"]
+            own, norm = branch(m), rf"encoder/{m}/norm/.*"
+            unused = [*unused, rf"(?!(?:{own})$).*"]
+            if config.model.fusion == "separate":  # a source need not have its norm
+                own, fresh = f"{own}|{norm}", [*fresh, norm]
+            targets = {k: x for k, x in targets.items() if re.fullmatch(own, k)}
         try:
             found, report = checkpoints.init_from(
                 targets,

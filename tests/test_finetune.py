@@ -655,6 +655,19 @@ def test_what_no_source_of_a_part_fills_is_told_once_of_all(pretrained, probe, c
     )
 
 
+def test_a_part_has_the_last_norm_of_a_separate_encoder(pretrained):
+    path, _, source = pretrained(modalities=("rgb",), model__fusion="separate")
+    source = checkpoints._names(source)
+    config = tiny(model__depth=3, model__fusion="separate")
+    config.init_from.rgb.checkpoint_path = str(path)
+    params = taken(config, "")
+    for name, value in params.items():
+        if name.startswith("encoder/rgb/"):  # zeros too: norms' biases
+            np.testing.assert_array_equal(value, source[name])
+        elif not name.startswith("embed/rgb/"):
+            assert not np.any(value), name
+
+
 def test_other_blocks_are_told_and_key_biases_made_or_left(pretrained, caplog):
     block = dict(
         gelu="erf", eps=1e-6, key_bias=False, layer_scale=0.0, qkv_init="xavier"

@@ -58,7 +58,7 @@ class Scale:
     arg: str = ""
 
 
-SMOKE = Scale(100, 20, (20,), (1.28e-2,), (2, 4), "smoke")
+SMOKE = Scale(100, 20, (20,), (1.28e-2,), (2,), "smoke")
 
 
 class Work:

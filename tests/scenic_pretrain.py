@@ -104,6 +104,9 @@ def model_of(name: str):
     x = scenic.patches({m: clips[prefix + m] for m in modalities}, settings)
     masks = masks_of(stored, modalities)
     model, places = autoencoder.build(settings), places_of(name, modalities)
+    if settings.model.decoder.positions == "learned":  # a vector for each stored token
+        grids = {m: (clip.shape[1],) for m, clip in x.items()}
+        model = model.clone(decoder_embed=model.decoder_embed.clone(grids=grids))
     abstract = jax.eval_shape(model.init, jax.random.key(0), x, masks)["params"]
     params = scenic.read(abstract, pool_of(case), places)
     assert sum(x.size for x in jax.tree.leaves(params)) == case["n_params"]

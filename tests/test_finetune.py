@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import os
 import math
 import re
 
@@ -728,10 +729,7 @@ def test_training_begins_from_the_source(pretrained, tmp_path, caplog):
 
 VARIANTS = [
     dict(objective__kind="sigmoid"),
-    dict(modalities=("rgb",)),
-    dict(modalities=("spectrogram",)),
     dict(compute__accumulate=2),
-    dict(data__samples_per_clip=2),
     dict(model__pool="max"),
     dict(model__fusion="mid", model__fusion_layer=1),
     dict(model__fusion="cross", model__fusion_layer=1),
@@ -740,13 +738,20 @@ VARIANTS = [
     dict(model__head_norm=True, model__norm=False, model__head_dropout=0.2),
     dict(augment__mixup=0.8, augment__mix_per_modality=True),
     dict(augment__mixup=0.8, augment__cutmix=1.0),
+]
+MORE = [  # in `make stress`: held to the published numbers, or by tests of their own
+    dict(modalities=("rgb",)),
+    dict(modalities=("spectrogram",)),
+    dict(data__samples_per_clip=2),
     dict(optimizer__layer_decay=1.0),
 ]
+FULL = os.environ.get("AV_MAE_STRESS") == "full"
 
 
 @pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.parametrize(
-    "changes", VARIANTS, ids=lambda c: "-".join(map(str, c.values()))
+    "changes", VARIANTS + MORE * FULL, ids=lambda c: "-".join(map(str, c.values()))
 )
 def test_every_setting_trains(changes, tmp_path):
     config = tiny(**changes)

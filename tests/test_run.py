@@ -383,7 +383,6 @@ EIGHT = {
     "eval__batch_size": 8,
     "steps": 5,
     "log__every_steps": 1,
-    "log__pictures": 0,
     "checkpoint__every_steps": 3,
     "schedule__learning_rate_per_256": 0.032,  # 0.001
     # With 1e-8 Adam makes rounding to updates not in key biases alone, but wherever
@@ -403,6 +402,8 @@ CASES = [  # the smallest in the default suite
 
 def case(name, optimizer, workdir, mesh="data", **options) -> dict:
     changes = EIGHT | (SGD if optimizer == "sgd" else {}) | MESHES[mesh]
+    if name != FINETUNE:
+        changes["log__pictures"] = 0
     if name == SOUND:
         name, changes = PRETRAIN, changes | ALONE
     return dict(name=name, workdir=str(workdir), changes=changes, **options)

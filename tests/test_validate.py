@@ -27,7 +27,8 @@ from av_mae import (
 from av_mae import run as runs
 
 TRAINERS = {"pretrain": pretrain, "finetune": finetune}
-EXAMPLES = 500 if os.environ.get("AV_MAE_STRESS") == "full" else 40
+FULL = os.environ.get("AV_MAE_STRESS") == "full"
+EXAMPLES = 500 if FULL else 40
 MANY = settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -170,13 +171,14 @@ def one_step(config) -> dict[str, float]:
 def check_valid(config):
     TRAINERS[config.trainer].check(config)
     numbers = one_step(config)
+    numbers.pop("eval/d_prime", None)  # infinite where the ranking is perfect
     assert all(math.isfinite(x) for x in numbers.values()), numbers
     jax.clear_caches()
 
 
 @pytest.mark.slow
 @pytest.mark.stress
-@MANY
+@settings(MANY, max_examples=EXAMPLES if FULL else 16)  # each compiles a step
 @given(valid())
 def test_many_valid_configs_take_a_step(config):
     check_valid(config)

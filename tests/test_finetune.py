@@ -3,8 +3,8 @@
 import functools
 import json
 import logging
-import os
 import math
+import os
 import re
 
 import jax

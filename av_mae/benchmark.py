@@ -86,9 +86,9 @@ def _time(found, compiled, kind: str, repeats: int, warm_up: int):
             product.measure()
         start = time.perf_counter()
         if kind == "step":
-            state, result = compiled(state, batches[i % 2])
+            state, result = compiled(state, batches[i % 2], *found.rest)
         else:
-            result = compiled(state, batches[i % 2])
+            result = compiled(state, batches[i % 2], *found.rest)
         jax.block_until_ready(result)
         seconds.append(time.perf_counter() - start)
     return seconds[warm_up:], product

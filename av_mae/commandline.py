@@ -21,10 +21,10 @@ def quiet_libraries():
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
-def show_our_log():
+def show_our_log(level: int = logging.INFO):
     """Lets the lines of this project through, from the process that speaks."""
     for ours in ("av_mae", "data"):
-        logging.getLogger(ours).setLevel(logging.INFO)
+        logging.getLogger(ours).setLevel(level)
 
 
 def parse(holder: flags.FlagHolder, argv: list[str]) -> list[str]:

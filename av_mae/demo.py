@@ -3,17 +3,19 @@
     python -m av_mae.demo --workdir runs/demo
 
 Makes the clips, prepares them, pretrains on picture and sound together, finetunes on
-200 labels from scratch and from the pretrained weights, and prints what came out beside
-linear classifiers and trivial predictors. Every part is kept in the workdir: run again,
-it goes on where it stopped.
+200 labels from scratch and from the pretrained weights, one process a processor, and
+prints what came out beside linear classifiers and trivial predictors. Every part is
+kept in the workdir: run again, it goes on where it stopped.
 """
 
 import argparse
+import dataclasses
+import functools
 import importlib.util
 import json
+import logging
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,11 +30,14 @@ from av_mae import (
     finetune,
     inputs,
     loop,
+    parts,
     pretrain,
     report,
     spectrogram,
 )
 from data import DataError, pipeline
+
+log = logging.getLogger("av_mae.demo")  # `__name__` may be "__main__"
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = {
@@ -51,16 +56,6 @@ def config_of(name: str, workdir: Path, arg: str = ""):
     config = module.get_config(arg)
     config.data.dir = str(workdir / "data")
     return config
-
-
-def once(path: Path, make: Callable[[], dict]) -> dict:
-    """The JSON at `path`, made (and timed) if it is not there."""
-    if not path.exists():
-        start = time.monotonic()
-        result = make() | {"seconds": time.monotonic() - start}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1))
-    return json.loads(path.read_text())
 
 
 def make_data(workdir: Path, clips: int, jobs: int, held_out: int = 0) -> dict:
@@ -143,21 +138,11 @@ def trivial_errors(config, dataset, clips: int = 256) -> dict[str, dict[str, flo
     }
 
 
-def run_finetuning(config, data: dict, workdir: Path) -> dict:
-    """Finetunes; keeps a single modality's test logits for late fusion."""
-    results = finished(finetune.train(config, data, workdir))
-    if len(config.modalities) > 1:
-        return results
-    logits, labels = finetune.predict_all(config, data["eval"], workdir)
-    np.savez(workdir / "logits.npz", logits=logits, labels=labels)
-    return results
-
-
 def late_fusion(first: Path, second: Path) -> float:
-    """Top-1 of the mean of two models' logits."""
-    one, two = (np.load(folder / "logits.npz") for folder in (first, second))
+    """Top-1 of the mean of the logits with which two finetunings ended."""
+    one, two = (np.load(folder / finetune.PREDICTIONS) for folder in (first, second))
     guess = (one["logits"] + two["logits"]).argmax(axis=1)
-    return float(np.mean(guess == one["labels"]))
+    return float(np.mean(guess == one["label"]))
 
 
 def linear_baselines(config, data: dict) -> dict[str, float]:
@@ -186,45 +171,114 @@ def linear_baselines(config, data: dict) -> dict[str, float]:
     }
 
 
-def run(workdir: Path, clips: int, jobs: int, arg: str = "") -> str:
-    """Everything; returns the text to print. `arg` is the configs' argument."""
-    results = workdir / "results"
-    once(results / "data.json", lambda: make_data(workdir, clips, jobs))
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One demo: where it is made, and the argument of its configs."""
 
-    config = config_of("pretrain", workdir, arg)
-    test = load(config, config.eval.split, "class", cache=True)
-    train = load(config, config.data.split, "none", config.data.cache)
-    data = {"train": train, "eval": test}
-    pretrained = workdir / "pretrain"
-    masked = once(
-        results / "pretrain.json", lambda: run_pretraining(config, data, pretrained)
-    )
+    workdir: Path
+    arg: str = ""
 
-    config = config_of("finetune", workdir, arg)
-    train = load(config, config.data.split, "class", cache=True)
-    data = {"train": train, "eval": test}
-    table = {
-        "linear": once(results / "linear.json", lambda: linear_baselines(config, data))
+    @property
+    def done(self) -> parts.Parts:
+        """What there is of it."""
+        return parts.Parts(self.workdir / "results")
+
+    def config(self, name: str):
+        """configs/digits/<name>.py on this demo's data."""
+        return config_of(name, self.workdir, self.arg)
+
+
+def do_pretraining(work: Work):
+    """The part `pretrain`."""
+    config = work.config("pretrain")
+
+    def make() -> dict:
+        data = {
+            "train": load(config, config.data.split, "none", config.data.cache),
+            "eval": load(config, config.eval.split, "class", cache=True),
+        }
+        return run_pretraining(config, data, work.workdir / "pretrain")
+
+    work.done.make("pretrain", make)
+
+
+# Longest first; no two that begin together compile the same step.
+FINETUNINGS = (
+    *(("scratch", "both"), ("scratch", "picture"), ("pretrained", "both")),
+    *(("pretrained", "picture"), ("scratch", "sound"), ("pretrained", "sound")),
+)
+
+
+def do_finetunings(work: Work):
+    """The parts `linear` and `<start>_<modalities>`, with whoever else makes them."""
+    config = work.config("finetune")
+    data = {
+        "train": load(config, config.data.split, "class", cache=True),
+        "eval": load(config, config.eval.split, "class", cache=True),
     }
-    layer_decay = config.optimizer.layer_decay
-    for start, path in (("scratch", ""), ("pretrained", str(pretrained))):
-        # It keeps the lower layers of pretrained weights; fresh ones have to learn.
-        config.optimizer.layer_decay = layer_decay if path else 1.0
-        table[start] = {}
-        for name, modalities in SETS.items():
-            config.modalities = modalities
-            config.init_from.checkpoint_path = path
-            folder = workdir / f"{start}_{name}"
-            fit = lambda folder=folder: run_finetuning(config, data, folder)
-            row = once(results / f"{start}_{name}.json", fit)
-            table[start][name] = row["eval/top_1"]
-        pair = (workdir / f"{start}_sound", workdir / f"{start}_picture")
-        table[f"late fusion, {start}"] = {"both": late_fusion(*pair)}
-    (results / "table.json").write_text(json.dumps(table, indent=1))
-    shown = [pretrained, workdir / "scratch_both", workdir / "pretrained_both"]
-    once(results / "report.json", lambda: write_report(workdir, shown))
-    labels = config.data.limit or data["train"].num_clips
-    return text(table, masked, labels, workdir) + "\n" + times(results)
+
+    def one(start: str, name: str):
+        config = work.config("finetune")
+        config.modalities = SETS[name]
+        if start == "pretrained":
+            config.init_from.checkpoint_path = str(work.workdir / "pretrain")
+        else:  # it keeps lower layers of pretrained weights; fresh ones have to learn
+            config.optimizer.layer_decay = 1.0
+        folder = work.workdir / f"{start}_{name}"
+        fit = lambda: finished(finetune.train(config, data, folder))
+        if not work.done.found(folder.name):
+            top_1 = work.done.make(folder.name, fit)["eval/top_1"]
+            log.warning("%s, %s: top-1 %.1f%%", start, name, 100 * top_1)
+
+    jobs = [functools.partial(one, *names) for names in FINETUNINGS]
+    linear = functools.partial(linear_baselines, config, data)
+    parts.work_off([*jobs, lambda: work.done.make("linear", linear)])
+
+
+def run(work: Work, clips: int, jobs: int) -> str:
+    """Everything; returns the text to print."""
+    done, workdir = work.done, work.workdir
+    done.make("data", lambda: make_data(workdir, clips, jobs))
+    stage(work, "pretraining", 1, do_pretraining, logging.INFO)
+    processes = min(jobs or parts.processors(), 1 + len(FINETUNINGS))
+    stage(work, "finetuning", processes, do_finetunings, logging.WARNING)
+    table = {"linear": done.found("linear")}
+    table["linear"] = {name: table["linear"][name] for name in SETS}
+    for start in ("scratch", "pretrained"):
+        folders = {name: workdir / f"{start}_{name}" for name in SETS}
+        table[start] = {
+            name: done.found(path.name)["eval/top_1"] for name, path in folders.items()
+        }
+        both = late_fusion(folders["sound"], folders["picture"])
+        table[f"late fusion, {start}"] = {"both": both}
+    (done.folder / "table.json").write_text(json.dumps(table, indent=1))
+    shown = [workdir / name for name in ("pretrain", "scratch_both", "pretrained_both")]
+    done.make("report", lambda: write_report(workdir, shown))
+    config = work.config("finetune")
+    labels = config.data.limit or done.found("data")["train"]
+    masked = done.found("pretrain")
+    return text(table, masked, labels, workdir) + "\n" + times(done.seconds())
+
+
+def stage(work: Work, name: str, processes: int, function: Callable, level: int):
+    """The part `name`: that so many processes have done with `function`."""
+
+    def make() -> dict:
+        parts.together(processes, member, function, work, level)
+        return {"processes": processes}
+
+    work.done.make(name, make)
+
+
+def member(function: Callable, work, level: int, *arguments):
+    """What a process of its own does: `function(work, …)`, faults in one sentence."""
+    commandline.quiet_libraries()
+    commandline.show_our_log(level)
+    share_compiled(work.workdir)
+    try:
+        function(work, *arguments)
+    except (UserError, DataError) as error:
+        commandline.stop(error)
 
 
 def write_report(workdir: Path, runs: list[Path]) -> dict:
@@ -251,17 +305,11 @@ def text(table: dict, masked: dict, labels: int, workdir: Path) -> str:
     return "\n".join(lines)
 
 
-def times(results: Path) -> str:
-    """What each part took, from the files of `once`."""
-    seconds = {path.stem: json.loads(path.read_text()) for path in results.glob("*")}
-    seconds = {k: v["seconds"] for k, v in seconds.items() if "seconds" in v}
-    parts = [
-        f"{name} {loop.duration(seconds.pop(name))}"
-        for name in ("data", "pretrain", "report")
-        if name in seconds
-    ]
-    rest = loop.duration(sum(seconds.values()))
-    return f"Time: {', '.join(parts)}, baselines and finetuning {rest}"
+def times(seconds: dict[str, float]) -> str:
+    """What each stage took."""
+    names = ("data", "pretraining", "finetuning", "report")
+    said = [f"{k} {loop.duration(seconds[k])}" for k in names if k in seconds]
+    return f"Time: {', '.join(said)}"
 
 
 def share_compiled(workdir: Path) -> None:
@@ -286,9 +334,9 @@ def main(argv=None):
     commandline.quiet_libraries()
     commandline.show_our_log()
     share_compiled(options.workdir)
-    arg = "smoke" if options.smoke else ""
+    work = Work(options.workdir, "smoke" if options.smoke else "")
     try:
-        print(run(options.workdir, options.clips, options.jobs, arg))
+        print(run(work, options.clips, options.jobs))
     except (UserError, DataError) as error:
         commandline.stop(error)
 

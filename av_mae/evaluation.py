@@ -129,10 +129,13 @@ def make(config, make_predict: Callable, missing: bool, mesh) -> dict[str, Calla
     return measures
 
 
-def run(config, measures: dict, weights: dict, dataset, put) -> dict[str, float]:
+def run(
+    config, measures: dict, weights: dict, dataset, put, keep: list | None = None
+) -> dict[str, float]:
     """Mean loss and accuracy over the data set; mAP and its like of several labels.
 
-    weights: {what its numbers begin with: params}. The data are read once.
+    weights: {what its numbers begin with: params}. The data are read once. keep: gets
+    what was predicted from all modalities, a dict for each batch, for `in_order`.
     """
     pairs = [(m, w) for m in measures for w in weights]
     sums: dict = {pair: {} for pair in pairs}
@@ -142,6 +145,8 @@ def run(config, measures: dict, weights: dict, dataset, put) -> dict[str, float]
         for m, w in pairs:
             more, found = measures[m](weights[w], batch)
             sums[m, w] = metrics.add(sums[m, w], more)
+            if keep is not None and not m and not w:
+                keep.append(jax.device_get(found))
             if config.objective.kind == "sigmoid":
                 found = jax.device_get(found)
                 seen = [found[name][found["valid"]] for name in ("logits", "label")]
@@ -160,3 +165,15 @@ def run(config, measures: dict, weights: dict, dataset, put) -> dict[str, float]
                 k.replace("eval/", f"eval/{name}/"): x for k, x in whole.items()
             }
     return results
+
+
+def in_order(rows: list[dict]) -> dict:
+    """{logits, label, index} of all batches, each clip once, in the data set's order.
+
+    Arrays whose first axis is clips; of several heads, logits and label are dicts.
+    """
+    found = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+    # Several processes put their clips behind one another; padding has index -1.
+    order = np.argsort(found["index"])[np.sum(~found["valid"]) :]
+    del found["valid"]
+    return jax.tree.map(lambda x: x[order], found)

@@ -26,6 +26,7 @@ from av_mae import (
     loop,
     maskenhancer,
     mixing,
+    optim,
     parallel,
     probe,
     update,
@@ -36,6 +37,8 @@ from av_mae import run as runs
 log = logging.getLogger(__name__)
 
 LABELS = evaluation.LABELS
+PREDICTIONS = "predictions.npz"
+"""In the workdir: what the last evaluation predicted; see `write_predictions`."""
 
 
 def train(config, data: dict, workdir: Path) -> dict[str, float]:
@@ -60,14 +63,14 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
     # Optimiser, state, step.
     shapes = jax.eval_shape(init_params, jax.random.key(0))
     options = update.options_of(config, probe.TRAINED[config.probe])
-    tx, schedule = runs.optimiser(
+    tx = runs.optimiser(
         *(config, steps_per_epoch, total, shapes, options.trained),
         **layers_of(model),
     )
     source = source_of(config)
     run = runs.start(config, data, workdir, init_params, tx, mesh, source, options)
     accumulate = config.compute.accumulate
-    step = update.make(loss, tx, schedule, accumulate, run.abstract, mesh, options)
+    step = update.make(loss, tx, accumulate, run.abstract, mesh, options)
 
     # The loop.
     state, results = run.state, {}
@@ -87,8 +90,11 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
                 run.log(clock, total)
             if done % eval_every == 0 or last:
                 with clock.pause():
-                    results = measure(runs.weights(state), data["eval"], put)
+                    rows = [] if last else None
+                    results = measure(runs.weights(state), data["eval"], put, rows)
                     run.report(done, results)
+                    if last:
+                        write_predictions(run.workdir, rows)
             stop = run.preemption.reached(done)
             if stop or last or run.due(done):
                 with clock.pause():
@@ -122,10 +128,17 @@ def predict_all(config, dataset, workdir: Path) -> tuple[Any, Any]:
     measure = functools.partial(measures[""], weights[""])
     batches = dataset.evaluate(config.eval.batch_size)
     rows = [jax.device_get(measure(put(batch))[1]) for batch in batches]
-    rows = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
-    # Several processes put their clips behind one another; padding has index -1.
-    order = np.argsort(rows["index"])[np.sum(~rows["valid"]) :]
-    return jax.tree.map(lambda x: x[order], (rows["logits"], rows["label"]))
+    found = evaluation.in_order(rows)
+    return found["logits"], found["label"]
+
+
+def write_predictions(workdir: Path, rows: list[dict]):
+    """PREDICTIONS: logits, label and record number of each clip, in their order.
+
+    Those of several heads are called `logits/<head>` and `label/<head>`.
+    """
+    if jax.process_index() == 0:
+        np.savez(workdir / PREDICTIONS, **optim.named(evaluation.in_order(rows)))
 
 
 def _restored(config, dataset, workdir: Path):

@@ -4,7 +4,9 @@
              → × layer scale → × −learning rate
 
 Everything is optax: the state is a pytree of arrays and the update runs under jit.
-Rules and layers see a parameter by its name in the tree, joined by slashes
+Schedule and layer scale are values that a compiled update is given, not constants in
+it, so that runs which differ in them alone share one compiled step. Rules and layers
+see a parameter by its name in the tree, joined by slashes
 (`encoder/rgb/block_0/mlp/in/kernel`).
 """
 
@@ -14,12 +16,34 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax import struct
 from jaxtyping import PyTree
 
 from av_mae import ConfigError, choose
 
 Schedule = Callable[[Any], Any]  # update number, from 0 → learning rate
+
+
+class Optimiser(struct.PyTreeNode):
+    """An optax transformation, and the numbers in it that are no part of a program.
+
+    A pytree whose leaves are the schedule's numbers and the learning rate's multiple of
+    each layer, float32 [layers]; `chain(schedule, multiples)` is the transformation.
+    """
+
+    schedule: Any  # a Schedule that is a pytree
+    multiples: Any
+    chain: Callable[..., optax.GradientTransformation] = struct.field(pytree_node=False)
+
+    def init(self, params):
+        """The first state of the optimiser."""
+        return self.chain(self.schedule, self.multiples).init(params)
+
+    def update(self, updates, state, params):
+        """(what is added to params, the next state), from gradients."""
+        return self.chain(self.schedule, self.multiples).update(updates, state, params)
 
 
 def learning_rate(
@@ -49,9 +73,29 @@ def learning_rate(
 KINDS = {"scenic": 0, "videomae": 1}
 
 
+class WarmupCosine(struct.PyTreeNode):
+    """Linear from 0 over `rise` steps, cosine from peak at `warmup` to the floor.
+
+    Its fields are numbers, in a compiled update float32 arrays [].
+    """
+
+    peak: Any
+    floor: Any
+    rise: Any
+    warmup: Any
+    remaining: Any
+
+    def __call__(self, step):
+        rising = jnp.where(self.rise > 0, step / jnp.maximum(self.rise, 1e-9), 1.0)
+        progress = jnp.clip((step - self.warmup) / self.remaining, 0.0, 1.0)
+        cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        height = self.floor + (self.peak - self.floor) * cosine
+        return jnp.minimum(1.0, rising) * height
+
+
 def warmup_cosine(
     peak: float, floor: float, warmup: float, total_steps: int, before: int = 0
-) -> Schedule:
+) -> WarmupCosine:
     """Linear from 0 to peak, then cosine over the remaining steps, then the floor.
 
     The numbers of Scenic's compound schedule up to the last step. At total_steps, where
@@ -59,16 +103,8 @@ def warmup_cosine(
     With `before` 1 those of VideoMAE's, whose last step of the warm-up has the peak
     already, and the first one of the cosine again.
     """
-    remaining = max(total_steps - int(warmup), 1)
-    rise = warmup - before
-
-    def schedule(step):
-        rising = jnp.minimum(1.0, step / rise) if rise > 0 else 1.0
-        progress = jnp.clip((step - warmup) / remaining, 0.0, 1.0)
-        cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        return rising * (floor + (peak - floor) * cosine)
-
-    return schedule
+    remaining = float(max(total_steps - int(warmup), 1))
+    return WarmupCosine(peak, floor, float(warmup - before), float(warmup), remaining)
 
 
 def adamw(config, decay, scale, schedule) -> optax.GradientTransformation:
@@ -114,7 +150,7 @@ def make(
     params: PyTree,
     layer_of: Callable[[str], int] | None = None,
     num_layers: int = 0,
-) -> optax.GradientTransformation:
+) -> Optimiser:
     """The optimiser that config.optimizer asks for, for this tree of parameters.
 
     `params` may be abstract. `layer_of` gives a parameter's layer by its name: 0 for
@@ -126,12 +162,17 @@ def make(
         lambda multiple: multiple * config.weight_decay,
         by_rule(config.decay_rules, params, "optimizer.decay_rules"),
     )
-    scale = layer_scales(config.layer_decay, params, layer_of, num_layers)
-    chain = choose("optimizer.name", config.name, OPTIMIZERS)
-    update = chain(config, decay, scale, schedule)
-    if config.clip_norm:
-        return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
-    return update
+    rule = choose("optimizer.name", config.name, OPTIMIZERS)
+    layers, multiples = layers_of(config.layer_decay, params, layer_of, num_layers)
+
+    def chain(schedule, multiples):
+        scale = jax.tree.map(lambda layer: multiples[layer], layers)
+        update = rule(config, decay, scale, schedule)
+        if config.clip_norm:
+            return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+        return update
+
+    return Optimiser(schedule, multiples, chain)
 
 
 def names(params: PyTree) -> PyTree:
@@ -167,18 +208,24 @@ def by_rule(rules, params: PyTree, field: str) -> PyTree:
     return jax.tree.map(value, names(params))
 
 
-def layer_scales(layer_decay: float, params: PyTree, layer_of, num_layers) -> PyTree:
-    """layer_decay ** (layers above), for each parameter; 1 without layer decay."""
-    if layer_decay == 1.0:
-        return jax.tree.map(lambda _: 1.0, params)
+def layers_of(
+    layer_decay: float, params: PyTree, layer_of, num_layers
+) -> tuple[PyTree, np.ndarray]:
+    """(each parameter's layer, each layer's multiple of the learning rate, float32).
+
+    Without `layer_of` there is one layer, of multiple 1, and no layer decay.
+    """
     if layer_of is None:
-        raise ConfigError(
-            f"optimizer.layer_decay is {layer_decay}, but this trainer numbers no "
-            "layers: set it to 1.0."
-        )
-    return jax.tree.map(
-        lambda name: layer_decay ** (num_layers + 1 - layer_of(name)), names(params)
-    )
+        if layer_decay != 1.0:
+            raise ConfigError(
+                f"optimizer.layer_decay is {layer_decay}, but this trainer numbers no "
+                "layers: set it to 1.0."
+            )
+        layer_of = lambda name: 0
+        num_layers = -1
+    above = np.arange(num_layers + 1, -1, -1)
+    layers = jax.tree.map(layer_of, names(params))
+    return layers, np.float32(layer_decay ** above.astype(np.float64))
 
 
 def add_decay(decay: PyTree) -> optax.GradientTransformation:

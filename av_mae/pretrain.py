@@ -63,11 +63,11 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
 
     # Optimiser, state, step.
     shapes = jax.eval_shape(init_params, jax.random.key(0))
-    tx, schedule = runs.optimiser(config, steps_per_epoch, total, shapes)
+    tx = runs.optimiser(config, steps_per_epoch, total, shapes)
     source, options = source_of(config), update.options_of(config)
     run = runs.start(config, data, workdir, init_params, tx, mesh, source, options)
     accumulate = config.compute.accumulate
-    step = update.make(loss, tx, schedule, accumulate, run.abstract, mesh, options)
+    step = update.make(loss, tx, accumulate, run.abstract, mesh, options)
 
     # The loop.
     state, results = run.state, {}

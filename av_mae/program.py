@@ -32,9 +32,10 @@ CLASSES = 400
 class Program(NamedTuple):
     """A jitted function and what it is called with.
 
-    run: the step (state, batch) → (state, numbers), the state donated, or a measure
-    (params, batch) → numbers; first: makes the state or params; abstract: their shapes
-    and shardings; batch: {name: ShapeDtypeStruct} of a global batch; clips: in a call.
+    run: the step (state, batch, *rest) → (state, numbers), the state donated, or a
+    measure (params, batch) → numbers; first: makes the state or params; abstract: their
+    shapes and shardings; batch: {name: ShapeDtypeStruct} of a global batch; clips: in a
+    call; rest: what else the step is given each time.
     """
 
     run: Callable
@@ -43,14 +44,16 @@ class Program(NamedTuple):
     batch: dict[str, jax.ShapeDtypeStruct]
     clips: int
     mesh: Mesh
+    rest: tuple = ()
 
     def arguments(self) -> tuple:
         """Abstract arguments, for `run.lower`."""
         sharding = parallel.batch_sharding(self.mesh)
-        return self.abstract, jax.tree.map(
+        batch = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             self.batch,
         )
+        return self.abstract, batch, *self.rest
 
 
 def classes_of(config):
@@ -165,16 +168,13 @@ def step(config, mesh: Mesh | None = None, num_clips: int = 0) -> Program:
         layers = finetune.layers_of(model)
         call = finetune.make_predict(config, model, missing)
         options = update.options_of(config, probe.TRAINED[config.probe])
-    tx, schedule = runs.optimiser(
-        config, per_epoch, total, shapes, options.trained, **layers
-    )
+    tx = runs.optimiser(config, per_epoch, total, shapes, options.trained, **layers)
     make, abstract = update.initial(first, tx, config.seed, mesh, options)
     loss = trainer.make_loss(config, call)
-    run = update.make(
-        loss, tx, schedule, config.compute.accumulate, abstract, mesh, options
-    )
+    accumulate = config.compute.accumulate
+    run, tx = update.make(loss, tx, accumulate, abstract, mesh, options)
     batch = batch_of(config, clips, config.data.samples_per_clip)
-    return Program(run, make, abstract, batch, clips, mesh)
+    return Program(run, make, abstract, batch, clips, mesh, (tx,))
 
 
 def evaluation(config, mesh: Mesh | None = None) -> Program:

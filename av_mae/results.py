@@ -7,15 +7,15 @@ from scratch and from pretrained weights on 50, 200 and 1,000 labels, each start
 the learning rate and length that a search of the same size, on clips held out of
 training, found for it; late fusion; linear and nearest-neighbour classifiers on frozen
 features, beside a random model; all labels. Every part is kept in the workdir: run
-again, it goes on where it stopped. The page is written after every part, with what is
-there by then; after `--minutes` no further part begins, so that what is missing are the
-last seeds.
+again, it goes on where it stopped. One process a processor takes part after part. The
+page is written after every part, with what is there by then; after `--minutes` no
+further part begins, so that what is missing are the last seeds.
 """
 
 import argparse
 import dataclasses
+import functools
 import itertools
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +29,9 @@ from av_mae import (
     commandline,
     demo,
     featureset,
+    finetune,
     knn,
+    parts,
     pretrain,
     sweep,
 )
@@ -44,6 +46,7 @@ RATES, STEPS = (6.4e-3, 1.28e-2, 2.56e-2), (200, 400)
 # Of the same clips as many passes as 400 updates make over 1,000 labels.
 EPOCHS_OF_ALL = 8.0
 VARIANTS = {"both": "", "sound": "audio", "picture": "video"}
+SINGLE = ("sound", "picture")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,25 +65,19 @@ SMOKE = Scale(100, 20, (20,), (1.28e-2,), (2,), "smoke")
 
 
 class Work:
-    """The parts of one workdir: each made once, each told by the name of its file."""
+    """The parts of one workdir, its data sets and configs."""
 
     def __init__(self, workdir: Path, scale: Scale, jobs: int):
         self.workdir, self.scale, self.jobs = workdir, scale, jobs
+        self._parts = parts.Parts(workdir / "results")
+        self.part, self.found = self._parts.make, self._parts.found
         self._sets: dict = {}
 
-    def part(self, name: str, make: Callable[[], dict]) -> dict:
-        """The result `name`, made (and timed) if it is not there."""
-        return demo.once(self.workdir / "results" / f"{name}.json", make)
-
-    def found(self, name: str) -> dict | None:
-        """The result `name`, or None before it is made."""
-        path = self.workdir / "results" / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
     def minutes(self) -> float:
-        """What all parts took together, in this and earlier runs."""
-        files = (self.workdir / "results").glob("*.json")
-        return sum(json.loads(f.read_text())["seconds"] for f in files) / 60
+        """What all parts took in this and earlier runs; `jobs` are made at a time."""
+        seconds = self._parts.seconds()
+        alone = seconds.pop("data", 0.0)
+        return (alone + sum(seconds.values()) / self.jobs) / 60
 
     def config(self, name: str, variant: str = ""):
         """The digits config `name`, in a variant, on this workdir's data."""
@@ -161,7 +158,9 @@ def finetuned(
             "train": work.split(config, config.data.split, "class"),
             "eval": work.split(config, split, "class"),
         }
-        return demo.run_finetuning(config, data, folder) | {"folder": str(folder)}
+        return demo.finished(finetune.train(config, data, folder)) | {
+            "folder": str(folder)
+        }
 
     return work.part(name, make)
 
@@ -169,18 +168,23 @@ def finetuned(
 STARTS = ("scratch", "pretrained")
 
 
-def search(work: Work, start: str, modalities: str) -> tuple[float, int]:
-    """The learning rate and the number of updates that do best on held-out clips.
+def attempt(work: Work, start: str, modalities: str, rate: float, steps: int) -> float:
+    """Top-1 on held-out clips with this rate and number of updates.
 
     At the middle number of labels; every start has as many tries.
     """
     labels = work.scale.labels[len(work.scale.labels) // 2]
     path = pretrained(work, 0, "both") if start == "pretrained" else None
+    name = f"search_{start}_{modalities}_{rate:g}_{steps}"
+    setting = (modalities, path, SEARCH_SEED, labels, rate, steps, "validation")
+    return finetuned(work, name, *setting)["eval/top_1"]
+
+
+def search(work: Work, start: str, modalities: str) -> tuple[float, int]:
+    """The learning rate and the number of updates that do best on held-out clips."""
     best: tuple = (-1.0, 0.0, 0)
     for rate, steps in itertools.product(work.scale.rates, work.scale.steps):
-        name = f"search_{start}_{modalities}_{rate:g}_{steps}"
-        setting = (modalities, path, SEARCH_SEED, labels, rate, steps, "validation")
-        found = finetuned(work, name, *setting)["eval/top_1"]
+        found = attempt(work, start, modalities, rate, steps)
         best = max(best, (found, rate, steps), key=lambda x: x[0])
     return best[1:]
 
@@ -202,24 +206,32 @@ def row_name(start: str, source: str) -> str:
     return start if start == "scratch" else f"pretrained on {source}"
 
 
-def do_seed(work: Work, seed: int, may_begin: Callable[[], bool]):
-    """All parts of a seed, as long as another one may begin."""
-    jobs: list[Callable] = [lambda: frozen(work, seed)]
-    for start, source, modalities, labels in finetunings(seed, work.scale):
+def jobs_of(work: Work, seeds: int) -> Iterator[Callable[[], object]]:
+    """All there is to do, seed after seed; every search before what it is for."""
+    for seed in range(seeds):
+        for name in ("both", *SINGLE):
+            yield functools.partial(pretrained, work, seed, name)
+        yield functools.partial(frozen, work, seed)
+        for labels in work.scale.labels:
+            yield functools.partial(linear, work, seed, labels)
+        if seed == 0:
+            for start, modalities in itertools.product(STARTS, demo.SETS):
+                for rate, steps in itertools.product(
+                    work.scale.rates, work.scale.steps
+                ):
+                    yield functools.partial(
+                        attempt, work, start, modalities, rate, steps
+                    )
+        for setting in finetunings(seed, work.scale):
+            yield functools.partial(evaluated, work, seed, *setting)
 
-        def job(start=start, source=source, modalities=modalities, labels=labels):
-            rate, steps = search(work, start, modalities)
-            path = pretrained(work, seed, source) if source else None
-            name = part_name(start, source, modalities, labels, seed)
-            finetuned(work, name, modalities, path, seed, labels, rate, steps)
 
-        jobs.append(job)
-    for labels in work.scale.labels:
-        jobs.append(lambda labels=labels: linear(work, seed, labels))
-    for job in jobs:
-        if not may_begin():
-            return
-        job()
+def evaluated(work: Work, seed: int, start: str, source: str, modalities: str, labels):
+    """A finetuning with what the search found."""
+    rate, steps = search(work, start, modalities)
+    path = pretrained(work, seed, source) if source else None
+    name = part_name(start, source, modalities, labels, seed)
+    finetuned(work, name, modalities, path, seed, labels, rate, steps)
 
 
 def part_name(start, source, modalities, labels, seed) -> str:
@@ -451,19 +463,24 @@ def settings(work: Work) -> list[str]:
     return lines
 
 
-def run(work: Work, seeds: int, minutes: float, out: Path):
-    """All parts in order; the page after each seed, and at the end."""
-    work.part("data", lambda: make_data(work))
-    write = lambda: out.write_text(table(work, seeds), encoding="utf-8")
+def do(work: Work, seeds: int, minutes: float, out: Path):
+    """All parts that no other process makes, the page after each."""
 
     def may_begin() -> bool:
-        write()
+        parts.write_text(out, table(work, seeds))
         return work.minutes() < minutes
 
+    parts.work_off(list(jobs_of(work, seeds)), may_begin)
+
+
+def run(work: Work, seeds: int, minutes: float, out: Path):
+    """All parts by `work.jobs` processes, and the page."""
+    work.part("data", lambda: make_data(work))
     out.parent.mkdir(parents=True, exist_ok=True)
-    for seed in range(seeds):
-        do_seed(work, seed, may_begin)
-    write()
+    if work.minutes() < minutes:
+        function = (demo.member, do, work, logging.WARNING, seeds, minutes, out)
+        parts.together(work.jobs, *function)
+    parts.write_text(out, table(work, seeds))
     spent = work.minutes()
     if spent >= minutes:
         log.warning("stopped after %.0f minutes: --minutes more goes on", spent)
@@ -487,13 +504,9 @@ def main(argv=None):
     commandline.show_our_log()
     demo.share_compiled(given.workdir)
     scale = SMOKE if given.smoke else Scale()
+    work = Work(given.workdir, scale, given.jobs or parts.processors())
     try:
-        run(
-            Work(given.workdir, scale, given.jobs),
-            given.seeds,
-            given.minutes,
-            given.out,
-        )
+        run(work, given.seeds, given.minutes, given.out)
     except (UserError, DataError) as error:
         commandline.stop(error)
 

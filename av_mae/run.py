@@ -237,9 +237,9 @@ def start(
 def optimiser(
     config, steps_per_epoch: int, total: int, abstract, trained: str = ".*", **layers
 ):
-    """(optax chain, schedule); the log states the learning rate's rule and result.
+    """The optimiser; the log states the learning rate's rule and result.
 
-    trained: regex of the parameters that learn, which the chain is for.
+    trained: regex of the parameters that learn, which it is for.
     """
     clips = config.batch_size * config.compute.accumulate
     schedule, rule = optim.learning_rate(config.schedule, clips, steps_per_epoch, total)
@@ -247,7 +247,7 @@ def optimiser(
     learns = update.part(abstract, trained)
     if learns != abstract:
         log.info("trained: %s; all others are frozen", ", ".join(optim.named(learns)))
-    return optim.make(config.optimizer, schedule, learns, **layers), schedule
+    return optim.make(config.optimizer, schedule, learns, **layers)
 
 
 def meta_of(config, dataset) -> dict:

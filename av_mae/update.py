@@ -18,6 +18,7 @@ import optax
 from jax.sharding import Mesh
 
 from av_mae import STATISTICS, choose, loop, parallel
+from av_mae.optim import Optimiser
 
 Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict]]
 
@@ -48,7 +49,7 @@ def options_of(config, trained: str = ".*") -> Options:
 
 def initial(
     init_params: Callable[[jax.Array], Any],
-    tx: optax.GradientTransformation,
+    tx: Optimiser,
     seed: int,
     mesh: Mesh,
     options: Options = Options(),  # noqa: B008 (it cannot change)
@@ -128,15 +129,24 @@ def done(state: dict) -> jax.Array:
     return counts[0] if counts else state["step"]
 
 
+class Step(NamedTuple):
+    """A jitted update and the numbers of its optimiser, which it is given each time."""
+
+    jitted: Callable
+    tx: Optimiser
+
+    def __call__(self, state: dict, batch: dict) -> tuple[dict, dict]:
+        return self.jitted(state, batch, self.tx)
+
+
 def make(
     loss: Loss,
-    tx: optax.GradientTransformation,
-    schedule: Callable,
+    tx: Optimiser,
     accumulate: int,
     abstract: dict,
     mesh: Mesh,
     options: Options = Options(),  # noqa: B008 (it cannot change)
-) -> Callable[[dict, dict], tuple[dict, dict]]:
+) -> Step:
     """The jitted (state, batch) → (state, numbers); the state is donated.
 
     Numbers are those of the loss, the loss itself, gradient_norm, parameter_norm,
@@ -144,7 +154,7 @@ def make(
     a skipped one are what made it one.
     """
 
-    def step(state, batch):
+    def step(state, batch, tx):
         rng = loop.key(jax.random.wrap_key_data(state["rng"]), state["step"], "step")
         params, learns = state["params"], part(state["params"], options.trained)
         (total, numbers), grads = gradients(
@@ -171,7 +181,7 @@ def make(
             good = jnp.isfinite(jnp.stack(list(norms.values()))).all()
             keep = lambda new, old: jnp.where(good, new, old)
             new = jax.tree.map(keep, new, {name: state[name] for name in new})
-        rate = jnp.asarray(schedule(done(state)), jnp.float32)
+        rate = jnp.asarray(tx.schedule(done(state)), jnp.float32)
         numbers = numbers | norms | {"learning_rate": rate}
         state = state | new | {"step": state["step"] + 1}
         if options.skip:
@@ -179,9 +189,12 @@ def make(
         return state, numbers
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    return jax.jit(
+    everywhere = parallel.replicated(mesh)
+    jitted = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(shardings, parallel.batch_sharding(mesh)),
-        out_shardings=(shardings, parallel.replicated(mesh)),
+        in_shardings=(shardings, parallel.batch_sharding(mesh), everywhere),
+        out_shardings=(shardings, everywhere),
     )
+    # On the devices once, not in each step.
+    return Step(jitted, jax.jit(lambda x: x, out_shardings=everywhere)(tx))

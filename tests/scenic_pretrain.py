@@ -353,7 +353,7 @@ class Training:
         mesh = parallel.mesh(1, 1)
         make, abstract = update.initial(lambda rng: params, self.tx, 0, mesh)
         self.state = make()
-        self.step = update.make(loss, self.tx, schedule, 1, abstract, mesh)
+        self.step = update.make(loss, self.tx, 1, abstract, mesh)
 
     def __call__(self, clips: dict, masks: dict) -> dict[str, float]:
         batch = scenic.patches(clips, self.settings), masks

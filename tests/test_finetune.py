@@ -310,7 +310,8 @@ def test_layers_and_decay_are_videomaes():
     params = jax.eval_shape(init, jax.random.key(0))
     decay = optim.by_rule(config.optimizer.decay_rules, params, "")
     layer_of = functools.partial(finetune.layer_of, 3)
-    scales = optim.named(optim.layer_scales(0.75, params, layer_of, 3))
+    layers, multiples = optim.layers_of(0.75, params, layer_of, 3)
+    scales = {name: multiples[layer] for name, layer in optim.named(layers).items()}
     decay = {k: 0.05 * v for k, v in optim.named(decay).items()}
     wanted = json.loads(RECIPE.read_text())["layer_decay_0.75_depth3"]
     assert {ours_of(name) for name in wanted} == set(scales)
@@ -406,9 +407,9 @@ def test_layer_decay_scales_the_learning_rates():
     )
     ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
     layers = dict(layer_of=functools.partial(finetune.layer_of, 2), num_layers=2)
-    tx, schedule = runs.optimiser(config, 4, 24, ones, **layers)
+    tx = runs.optimiser(config, 4, 24, ones, **layers)
     updates = checkpoints._names(tx.update(ones, tx.init(ones), ones)[0])
-    rate = float(schedule(0))
+    rate = float(tx.schedule(0))
     for name, above in (
         ("embed/rgb/kernel", 3),
         ("encoder/rgb/block_0/mlp/in/kernel", 2),
@@ -476,7 +477,7 @@ def pretrained(tmp_path_factory):
         draw = np.random.default_rng(1)
         fill = lambda x: jnp.asarray(draw.normal(size=x.shape), x.dtype)
         values = jax.tree.map(fill, shapes)
-        tx, _ = runs.optimiser(config, 4, 8, shapes)
+        tx = runs.optimiser(config, 4, 8, shapes)
         data = datasets(config)
         _, abstract = update.initial(init, tx, 0, mesh)
         empty = lambda x: jnp.zeros(x.shape, x.dtype)

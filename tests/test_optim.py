@@ -234,9 +234,10 @@ def test_decay_and_layers_are_the_published_ones():
     decayed = sorted(name for name, value in named.items() if value)
     assert decayed == sorted(meta["pretrain_adam"]["weight_decayed_params"])
     case = meta["finetune_momentum_layerwise"]
-    scales = optim.layer_scales(0.75, params, layer_of, 4)
-    for name, scale in zip(named, jax.tree.leaves(scales), strict=True):
-        assert scale == case["scales_by_layer_id"][case["layer_id"][name]]
+    layers, multiples = optim.layers_of(0.75, params, layer_of, 4)
+    for name, layer in zip(named, jax.tree.leaves(layers), strict=True):
+        assert layer == case["layer_id"][name]
+        assert multiples[layer] == np.float32(case["scales_by_layer_id"][layer])
 
 
 def one_step(changes, parameter=3.0, gradient=0.5):

@@ -331,9 +331,9 @@ def test_clipping_bounds_the_update():
     config = synthetic.tiny(CONFIG, optimizer__name="sgd", optimizer__clip_norm=0.5)
     config.optimizer.b1 = config.optimizer.weight_decay = 0.0
     gradients = {"a": np.float32([3.0]), "b": np.float32([4.0])}
-    tx, schedule = runs.optimiser(config, 4, 8, gradients)
+    tx = runs.optimiser(config, 4, 8, gradients)
     updates, _ = tx.update(gradients, tx.init(gradients), gradients)
-    rate = float(schedule(0))
+    rate = float(tx.schedule(0))
     assert rate == pytest.approx(0.01)
     np.testing.assert_allclose(updates["a"], -rate * 0.3, rtol=1e-6)
     np.testing.assert_allclose(updates["b"], -rate * 0.4, rtol=1e-6)

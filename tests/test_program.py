@@ -115,7 +115,7 @@ def test_the_step_and_the_evaluation_run(name):
     with synthetic.quick():
         found = program.step(config)
         before = jax.device_get(state := found.first())
-        state, numbers = found.run(state, program.synthetic(found.batch))
+        state, numbers = found.run(state, program.synthetic(found.batch), *found.rest)
         assert int(state["step"]) == 1 and np.isfinite(float(numbers["loss"]))
         changed = jax.tree.map(
             lambda a, b: (a != b).any(), before["params"], state["params"]
@@ -126,3 +126,17 @@ def test_the_step_and_the_evaluation_run(name):
         found = program.evaluation(config)
         assert found.clips == 2
         assert jax.eval_shape(found.run, *found.arguments())
+
+
+def test_rates_lengths_and_layer_decay_share_one_compiled_step():
+    """The text that is compiled, and what the cache of programs is asked with."""
+
+    def lowered(**changes):
+        config = synthetic.tiny("digits/finetune", **changes)
+        found = program.step(config)
+        return found.run.lower(*found.arguments()).as_text()
+
+    text = lowered(schedule__learning_rate_per_256=1e-2, steps=20)
+    others = dict(schedule__learning_rate_per_256=2e-2, optimizer__layer_decay=0.9)
+    assert lowered(steps=30, schedule__warmup_epochs=0.0, **others) == text
+    assert lowered(objective__label_smoothing=0.2) != text  # the loss is no argument

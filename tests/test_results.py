@@ -49,7 +49,8 @@ def test_late_fusion_is_of_the_mean_logits(tmp_path):
     for m, values in logits.items():
         folder = tmp_path / m
         folder.mkdir()
-        np.savez(folder / "logits.npz", logits=np.array(values, float), labels=truth)
+        logits = np.array(values, float)
+        np.savez(folder / "predictions.npz", logits=logits, label=truth)
         part = {"eval/top_1": 0.5, "folder": str(folder)}
         parts[f"scratch_{m}_20_0"] = part
     text = results.table(made(tmp_path, parts), 1)

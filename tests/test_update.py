@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import struct
 
-from av_mae import STATISTICS, loop, parallel, update
+from av_mae import STATISTICS, loop, optim, parallel, update
 
 RNG = np.random.default_rng(0)
 BATCH = {
@@ -62,11 +63,30 @@ def test_a_part_takes_every_other_row_and_its_own_randomness():
     assert (np.asarray(seen[0][1]) != np.asarray(seen[1][1])).any()
 
 
+class Rising(struct.PyTreeNode):
+    """A schedule: rate · (1 + slope · step)."""
+
+    rate: float
+    slope: float = 0.0
+
+    def __call__(self, step):
+        return self.rate * (1 + self.slope * step)
+
+
+def optimiser(chain, rate=0.1, slope=0.0) -> optim.Optimiser:
+    """`chain(schedule)`, an optax transformation, without layers."""
+    return optim.Optimiser(Rising(rate, slope), (), lambda schedule, _: chain(schedule))
+
+
+def momentum(schedule):
+    return optax.sgd(schedule, momentum=0.9)
+
+
 def started(loss, accumulate=1, rate=0.1):
-    tx = optax.sgd(rate, momentum=0.9)
+    tx = optimiser(momentum, rate)
     mesh = parallel.mesh(1, 1)
     first, abstract = update.initial(init, tx, 7, mesh)
-    step = update.make(loss, tx, lambda step: rate, accumulate, abstract, mesh)
+    step = update.make(loss, tx, accumulate, abstract, mesh)
     return first, abstract, step
 
 
@@ -142,10 +162,10 @@ def test_running_statistics_are_replaced_not_learned(accumulate):
     def start(rng):
         return init(rng) | {"norm": {"mean": jnp.float32(2), "scale": jnp.float32(3)}}
 
-    tx = optax.adamw(0.1, weight_decay=0.0)
+    tx = optimiser(lambda rate: optax.adamw(rate, weight_decay=0.0))
     mesh = parallel.mesh(1, 1)
     first, abstract = update.initial(start, tx, 7, mesh)
-    step = update.make(loss, tx, lambda step: 0.1, accumulate, abstract, mesh)
+    step = update.make(loss, tx, accumulate, abstract, mesh)
     state, numbers = step(first(), BATCH)
     assert STATISTICS not in numbers
     assert state["params"]["norm"]["scale"] == 3
@@ -158,11 +178,10 @@ def test_running_statistics_are_replaced_not_learned(accumulate):
 
 
 def made(loss, options, tx=None, rate=0.1, start=init):
-    tx = tx or optax.sgd(lambda step: rate * (step + 1), momentum=0.9)
+    tx = tx or optimiser(momentum, rate, slope=1.0)
     mesh = parallel.mesh(1, 1)
     first, abstract = update.initial(start, tx, 7, mesh, options)
-    schedule = lambda step: rate * (step + 1)
-    step = update.make(loss, tx, schedule, 1, abstract, mesh, options)
+    step = update.make(loss, tx, 1, abstract, mesh, options)
     return first, step
 
 
@@ -194,8 +213,7 @@ def test_running_statistics_are_copied_to_the_average():
 def test_an_update_that_is_not_finite_is_as_if_it_had_not_been(bad):
     """A bad batch between two good ones leaves what the good ones alone give."""
     options = update.Options(ema=0.5, skip=True)
-    tx = optax.adam(lambda step: 0.1 * (step + 1))
-    first, step = made(linear, options, tx)
+    first, step = made(linear, options, optimiser(optax.adam, slope=1.0))
     broken = BATCH | {"y": BATCH["y"].at[3].set(bad)}
     state, _ = step(first(), BATCH)
     before = jax.tree.map(np.array, state)
@@ -234,10 +252,8 @@ def test_without_skip_a_bad_update_is_made():
 
 def test_frozen_params_stay_bit_equal_without_optimiser_state():
     options = update.Options(ema=0.9, trained="bias")
-    tx = optax.chain(
-        optax.add_decayed_weights(0.1), optax.adam(lambda step: 0.1 * (step + 1))
-    )
-    first, step = made(linear, options, tx)
+    chain = lambda rate: optax.chain(optax.add_decayed_weights(0.1), optax.adam(rate))
+    first, step = made(linear, options, optimiser(chain, slope=1.0))
     state = first()
     names = jax.tree_util.tree_flatten_with_path(state["opt_state"])[0]
     assert not [path for path, _ in names if "kernel" in jax.tree_util.keystr(path)]

@@ -152,11 +152,11 @@ def one_step(config) -> dict[str, float]:
         options = update.options_of(config, probe.TRAINED[config.probe])
     init = functools.partial(trainer.init, config, model)
     shapes = jax.eval_shape(init, jax.random.key(0))
-    tx, schedule = runs.optimiser(config, 4, 8, shapes, options.trained, **layers)
+    tx = runs.optimiser(config, 4, 8, shapes, options.trained, **layers)
     first, abstract = update.initial(init, tx, config.seed, mesh, options)
     clips, accumulate = config.batch_size, config.compute.accumulate
     loss = trainer.make_loss(config, call)
-    step = update.make(loss, tx, schedule, accumulate, abstract, mesh, options)
+    step = update.make(loss, tx, accumulate, abstract, mesh, options)
     batch = jax.tree.map(jnp.asarray, next(data.train(clips * accumulate)))
     state, numbers = step(first(), batch)
     numbers = {k: float(x) for k, x in numbers.items()}

@@ -1,0 +1,155 @@
+"""Parts of a long work: each made once, by one process or by several together.
+
+A part is a name and a function. What the function gives, a JSON object, is kept in
+FOLDER/<name>.json with the seconds that it took, so that a work that was stopped goes
+on where it stopped. Processes of one machine may share a folder: none makes a part that
+another is making, and none waits for it as long as there is something else to do.
+"""
+
+import contextlib
+import fcntl
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from av_mae import TrainingError
+
+
+class Busy(Exception):
+    """Another process is making a part that is needed."""
+
+
+class Parts:
+    """The parts of one folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def found(self, name: str) -> dict | None:
+        """The part, or None before it is made."""
+        path = self.folder / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def seconds(self) -> dict[str, float]:
+        """What each part that is there took."""
+        names = sorted(path.stem for path in self.folder.glob("*.json"))
+        found = {name: self.found(name) for name in names}
+        return {k: x["seconds"] for k, x in found.items() if "seconds" in x}
+
+    def make(self, name: str, function: Callable[[], dict]) -> dict:
+        """The part, made (and timed) if it is not there.
+
+        Raises Busy while another process makes it.
+        """
+        if (found := self.found(name)) is not None:
+            return found
+        with self._alone(name):
+            if (found := self.found(name)) is not None:
+                return found
+            start = time.monotonic()
+            result = function() | {"seconds": time.monotonic() - start}
+            write_text(self.folder / f"{name}.json", json.dumps(result, indent=1))
+            return result
+
+    @contextlib.contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / f"{name}.lock", "w") as lock:  # let go with the process
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Busy(name) from None
+            yield
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, whoever else writes it."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def work_off(
+    jobs: Sequence[Callable[[], object]],
+    may_begin: Callable[[], bool] = lambda: True,
+    pause: float = 0.2,
+) -> None:
+    """Calls the jobs in order, those that are Busy later, until all are done.
+
+    Or until no further one may begin.
+    """
+    waiting = list(jobs)
+    while waiting and may_begin():
+        for job in waiting:
+            with contextlib.suppress(Busy):
+                job()
+                waiting.remove(job)
+                break
+        else:
+            time.sleep(pause)
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def together(processes: int, function: Callable, *arguments) -> None:
+    """`function(*arguments)` in so many fresh processes, which share the processors.
+
+    XLA takes the buffers of a step anew from malloc each time; on Linux the processes
+    are told to ask for huge pages, which saves a fifth of a small step's time. Raises
+    TrainingError when a process fails; its own message has been printed by then.
+    """
+    context = multiprocessing.get_context("spawn")
+    with _huge_pages():
+        team = [
+            context.Process(
+                target=_member, args=(i, processes, function, *arguments), daemon=True
+            )
+            for i in range(processes)
+        ]
+        for process in team:
+            process.start()
+    try:
+        while team:
+            ready = multiprocessing.connection.wait([p.sentinel for p in team])
+            for process in [p for p in team if p.sentinel in ready]:
+                team.remove(process)
+                process.join()
+                if process.exitcode:
+                    raise TrainingError(
+                        f"a process of this work ended with code {process.exitcode}: "
+                        "mend what it says above and run the command again."
+                    )
+    finally:
+        for process in team:
+            process.terminate()
+            process.join()
+
+
+def _member(i: int, processes: int, function: Callable, *arguments) -> None:
+    """What a process of `together` does: its share of the processors, then the work."""
+    if hasattr(os, "sched_setaffinity"):  # before JAX counts them
+        mine = sorted(os.sched_getaffinity(0))[i::processes]
+        os.sched_setaffinity(0, mine or os.sched_getaffinity(0))
+    function(*arguments)
+
+
+@contextlib.contextmanager
+def _huge_pages() -> Iterator[None]:
+    name, before = "GLIBC_TUNABLES", os.environ.get("GLIBC_TUNABLES")
+    os.environ[name] = ":".join(filter(None, (before, "glibc.malloc.hugetlb=1")))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

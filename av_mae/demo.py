@@ -58,7 +58,9 @@ def config_of(name: str, workdir: Path, arg: str = ""):
     return config
 
 
-def make_data(workdir: Path, clips: int, jobs: int, held_out: int = 0) -> dict:
+def make_data(
+    workdir: Path, train: int, test: int, jobs: int, held_out: int = 0
+) -> dict:
     """Clips as files, then records, by the commands of a user.
 
     In processes of their own: workers started from here would import jax first.
@@ -66,13 +68,13 @@ def make_data(workdir: Path, clips: int, jobs: int, held_out: int = 0) -> dict:
     """
     workdir = workdir.resolve()
     source, out = str(workdir / "clips"), str(workdir / "data")
-    counts = ["--train", str(clips + held_out), "--test", str(clips // 2)]
+    counts = ["--train", str(train + held_out), "--test", str(test)]
     workers = ["--jobs", str(jobs)] if jobs else []
     command("data.digits", "--out", source, *counts, *workers)
     hold_out(workdir / "clips" / "clips.csv", held_out)
     settings = ["--out", out, "--short-side", "source"]
     command("data.prepare", f"{source}/clips.csv", *settings, *workers)
-    return {"train": clips, "test": clips // 2}
+    return {"train": train, "test": test}
 
 
 def hold_out(manifest: Path, count: int) -> None:
@@ -235,10 +237,10 @@ def do_finetunings(work: Work):
     parts.work_off([*jobs, lambda: work.done.make("linear", linear)])
 
 
-def run(work: Work, clips: int, jobs: int) -> str:
+def run(work: Work, train: int, test: int, jobs: int) -> str:
     """Everything; returns the text to print."""
     done, workdir = work.done, work.workdir
-    done.make("data", lambda: make_data(workdir, clips, jobs))
+    done.make("data", lambda: make_data(workdir, train, test, jobs))
     stage(work, "pretraining", 1, do_pretraining, logging.INFO)
     processes = min(jobs or parts.processors(), 1 + len(FINETUNINGS))
     stage(work, "finetuning", processes, do_finetunings, logging.WARNING)
@@ -325,9 +327,8 @@ def main(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"))
-    parser.add_argument(
-        "--clips", type=int, default=4000, help="to train on; half as many to test"
-    )
+    parser.add_argument("--train", type=int, default=2200, help="clips to train on")
+    parser.add_argument("--test", type=int, default=2000, help="clips to test on")
     parser.add_argument("--jobs", type=int, default=0, help="0: one per processor")
     parser.add_argument("--smoke", action="store_true", help="seconds, for testing")
     options = parser.parse_args(argv)
@@ -336,7 +337,7 @@ def main(argv=None):
     share_compiled(options.workdir)
     work = Work(options.workdir, "smoke" if options.smoke else "")
     try:
-        print(run(work, options.clips, options.jobs))
+        print(run(work, options.train, options.test, options.jobs))
     except (UserError, DataError) as error:
         commandline.stop(error)
 

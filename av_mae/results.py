@@ -54,6 +54,7 @@ class Scale:
     """How large it is made: clips, seeds, sizes of the search; `arg` of the configs."""
 
     clips: int = 4000
+    test: int = 2000
     held_out: int = 500
     labels: tuple[int, ...] = LABELS
     rates: tuple[float, ...] = RATES
@@ -61,7 +62,7 @@ class Scale:
     arg: str = ""
 
 
-SMOKE = Scale(100, 20, (20,), (1.28e-2,), (2,), "smoke")
+SMOKE = Scale(100, 50, 20, (20,), (1.28e-2,), (2,), "smoke")
 
 
 class Work:
@@ -102,7 +103,9 @@ class Work:
 def make_data(work: Work) -> dict:
     """Train, validation (of the training voices and scans) and test clips."""
     scale = work.scale
-    return demo.make_data(work.workdir, scale.clips, work.jobs, scale.held_out)
+    return demo.make_data(
+        work.workdir, scale.clips, scale.test, work.jobs, scale.held_out
+    )
 
 
 def pretrained(work: Work, seed: int, name: str) -> Path:

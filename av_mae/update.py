@@ -135,7 +135,7 @@ class Step(NamedTuple):
     jitted: Callable
     tx: Optimiser
 
-    def __call__(self, state: dict, batch: dict) -> tuple[dict, dict]:
+    def __call__(self, state, batch):
         return self.jitted(state, batch, self.tx)
 
 

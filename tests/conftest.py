@@ -1,6 +1,7 @@
 """Settings that every test shares."""
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -22,6 +23,17 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # make the same arithmetic, take half. Other releases may not know the flag and abort.
 if "XLA_FLAGS" not in os.environ and metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was():
+    """Commands that are called inside of a test set the log up: for that test alone."""
+    loggers = [logging.getLogger(name) for name in ("", "av_mae", "data", "absl")]
+    before = [(x.level, x.handlers[:]) for x in loggers]
+    yield
+    for logger, (level, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,7 @@ def rows_of(text: str, title: str) -> dict[str, list[str]]:
 )
 def test_the_whole_demo_at_smoke_size(tmp_path):
     command = ("-m", "av_mae.demo", "--smoke", "--workdir", tmp_path, "--jobs", 2)
-    text = toy.run(*command, "--clips", 200)
+    text = toy.run(*command, "--train", 200, "--test", 100)
     top_1 = rows_of(text, "Top-1 on the test clips")
     assert list(top_1) == [
         *("linear", "scratch", "late fusion, scratch"),
@@ -103,7 +103,7 @@ def test_the_whole_demo_at_smoke_size(tmp_path):
     # Again: everything is there, nothing is made a second time.
     results = sorted((tmp_path / "results").glob("*.json"))
     times = [path.stat().st_mtime_ns for path in results if path.stem != "table"]
-    again = toy.run(*command, "--clips", 200)
+    again = toy.run(*command, "--train", 200, "--test", 100)
     assert "step 4/4" not in again
     assert times == [p.stat().st_mtime_ns for p in results if p.stem != "table"]
     assert again[again.index("Top-1") :] == text[text.index("Top-1") :]

@@ -186,7 +186,7 @@ def test_sigterm_saves_and_the_next_run_goes_on(whole, tmp_path, caplog):
 
 def test_a_bad_update_stops_the_run_and_is_never_saved(tmp_path, monkeypatch):
     """The loss of step 5 is good, its update is not: the parameters overflow."""
-    rate = lambda step: jnp.where(step == 4, 1e30, 1e-3)
+    rate = jax.tree_util.Partial(lambda step: jnp.where(step == 4, 1e30, 1e-3))
     monkeypatch.setattr(optim, "warmup_cosine", lambda *_: rate)
     changes = {"steps": 9, "checkpoint__every_steps": 1, "log__every_steps": 9}
     with pytest.raises(TrainingError) as error:
@@ -267,7 +267,8 @@ def test_updates_of_bad_batches_are_skipped_and_their_clips_named(
 
 
 def test_a_run_that_skips_everything_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(optim, "warmup_cosine", lambda *_: lambda step: 3e38)
+    huge = jax.tree_util.Partial(lambda step: 3e38)
+    monkeypatch.setattr(optim, "warmup_cosine", lambda *_: huge)
     monkeypatch.setattr(runs, "MAX_SKIPPED", 3)
     changes = LIGHT | {"steps": 9, "nonfinite": "skip"}
     with pytest.raises(TrainingError, match="3 updates one after another .* step 3:"):

@@ -272,8 +272,11 @@ def _pink_amplitude() -> np.ndarray:
 
 def write(path, grey: np.ndarray, tint, waveform: np.ndarray) -> None:
     """One mp4 file of frames uint8 [t h w], a colour (Cb, Cr) and sound int16 [s]."""
-    planes = np.empty((SIZE * 3 // 2, SIZE), np.uint8)  # Y, then Cb and Cr, halved
-    planes[SIZE : SIZE * 5 // 4], planes[SIZE * 5 // 4 :] = tint
+    frame = av.VideoFrame(SIZE, SIZE, "yuv420p")  # x264 copies what it is given
+    luma, *chroma = (np.frombuffer(plane, np.uint8) for plane in frame.planes)
+    luma = luma.reshape(SIZE, -1)[:, :SIZE]
+    for plane, value in zip(chroma, tint, strict=True):
+        plane[:] = value
     with av.open(str(path), "w", format="mp4") as file:
         video = file.add_stream("libx264", FPS)
         video.width = video.height = SIZE
@@ -284,8 +287,7 @@ def write(path, grey: np.ndarray, tint, waveform: np.ndarray) -> None:
         audio.codec_context.bit_rate = 64000
         audio.options = {"aac_coder": "fast"}  # the default takes four times as long
         for i, picture in enumerate(grey):
-            planes[:SIZE] = picture
-            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+            luma[:] = picture
             frame.pts = i
             file.mux(video.encode(frame))
         file.mux(video.encode())

@@ -464,16 +464,20 @@ def test_eight_devices_compute_what_one_does(name, optimizer, tmp_path):
         assert_close(tmp_path / mesh, one, optimizer == "adamw")
 
 
+def two_processes(runs: list[dict]) -> list[subprocess.Popen]:
+    """Two processes, each with a device, that do these runs together."""
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        address = f"localhost:{server.getsockname()[1]}"
+    together = dict(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2")
+    return [child(runs, **together, JAX_PROCESS_ID=str(i)) for i in range(2)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "optimizer"), CASES)
 def test_two_processes_compute_what_one_does_and_one_goes_on(name, optimizer, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        address = f"localhost:{server.getsockname()[1]}"
-    runs = [case(name, optimizer, two, gradients=True)]
-    together = dict(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2")
-    both = [child(runs, **together, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    both = two_processes([case(name, optimizer, two, gradients=True)])
     training_run.run(**case(name, optimizer, one, gradients=True))
     for process in both:
         expected = {"devices": 2, "processes": 2, "split": [0, 0]}
@@ -484,3 +488,22 @@ def test_two_processes_compute_what_one_does_and_one_goes_on(name, optimizer, tm
     checkpoints._delete(two / "checkpoints" / "5")
     training_run.run(**case(name, optimizer, two))
     assert_close(two, one, optimizer == "adamw")
+
+
+@pytest.mark.slow
+def test_two_processes_that_split_the_parameters_compute_what_one_does(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    split = case(SOUND, "sgd", two, "fsdp", min_split=64, gradients=True)
+    split["changes"]["parallel__fsdp"] = 2
+    both = two_processes([split])
+    training_run.run(**case(SOUND, "sgd", one, gradients=True))
+    for process in both:
+        found = finish(process)[0][0]
+        pieces = found.pop("split")
+        assert found == {"devices": 2, "processes": 2} and pieces[0] == pieces[1] > 10
+    assert_gradients_close(two, one)
+    assert_close(two, one, adam=False)
+    # One process, which splits nothing, goes on where two stood.
+    checkpoints._delete(two / "checkpoints" / "5")
+    training_run.run(**case(SOUND, "sgd", two))
+    assert_close(two, one, adam=False)

@@ -7,7 +7,8 @@
 `make demo` does all of this. The result stands in the README. The encoder has no norms
 (`model.norm`): where each modality has one before the joint layers, as published, these
 layers learn on inputs that they do not meet in finetuning, where there is none; a few
-hundred updates do not make up for that.
+hundred updates do not make up for that. Half of the picture is masked, not nine tenths:
+with three quarters, 850 updates of noisy pictures do not get beyond the mean picture.
 
 Variants: `:audio`, `:video`, one modality alone. `:inpaint`, each modality predicted
 from the other (Georgescu et al., ICCV 2023). `:running_cell`, half of the masked tokens
@@ -97,7 +98,7 @@ def get_config(arg=""):
     )
 
     config.mask = dict(
-        rgb=dict(kind="random", ratio=0.75), spectrogram=dict(kind="random", ratio=0.7)
+        rgb=dict(kind="random", ratio=0.5), spectrogram=dict(kind="random", ratio=0.7)
     )
     config.objective = dict(
         kind="reconstruct",
@@ -133,7 +134,7 @@ def get_config(arg=""):
         layer_decay=1.0,
     )
     config.schedule = dict(
-        learning_rate_per_256=1.2e-2,
+        learning_rate_per_256=1.6e-2,
         warmup_epochs=1.0,
         floor_per_256=0.0,
         kind="scenic",

@@ -238,19 +238,16 @@ needs_recipe = pytest.mark.skipif(
 )
 
 
-def erased_clips() -> list[str]:
-    """Names of the stored boxes."""
-    names = np.load(RECIPE).files if RECIPE.is_file() else []
-    return [name for name in names if name.startswith("random_erasing_")]
+BOXES = scenic.stored(RECIPE, r"(random_erasing_.*)")
 
 
 @needs_recipe
 def test_no_stored_box_is_missing():
-    assert len(erased_clips()) >= 4
+    assert len(BOXES) >= 4
 
 
 @needs_recipe
-@pytest.mark.parametrize("name", erased_clips())
+@pytest.mark.parametrize("name", BOXES)
 def test_boxes_are_those_of_videomae(name):
     """The published draws, given as shares of their ranges, give the published box."""
     theirs, seed = np.load(RECIPE)[name], int(re.search(r"pyseed(\d+)", name)[1])

@@ -1,7 +1,6 @@
 """Mixing rows, against the numbers of Scenic and of timm as VideoMAE uses it."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -31,17 +30,10 @@ def settings(**changes):
 # The stored cases: blends and cuts of Scenic, batches of timm.
 
 
-def stored(path, pattern: str) -> list[str]:
-    """What the names of stored arrays have in a pattern's group, each once."""
-    names = np.load(path).files if path.is_file() else []
-    found = [match[1] for name in names if (match := re.fullmatch(pattern, name))]
-    return list(dict.fromkeys(found))
-
-
 SCENIC = scenic.SCENIC / "finetune" / "mixup.npz"
-BLENDS = stored(SCENIC, r"(\w+)/weights")
-CUTS = stored(SCENIC, r"(cutmix/case.*)/inputs")
-TIMM = stored(RECIPE, r"(mixup_(batch|pair|elem)_.*)_x")
+BLENDS = scenic.stored(SCENIC, r"(\w+)/weights")
+CUTS = scenic.stored(SCENIC, r"(cutmix/case.*)/inputs")
+TIMM = scenic.stored(RECIPE, r"(mixup_(batch|pair|elem)_.*)_x")
 
 
 @scenic.needed

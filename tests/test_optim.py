@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import parity
 import pytest
+import scenic
 from ml_collections import ConfigDict
 
 from av_mae import ConfigError, finetune, optim
@@ -54,15 +55,8 @@ def optimizer_config(**changes):
     return ConfigDict(config | changes)
 
 
-def stored(path: Path, pattern: str) -> list[str]:
-    """What the names of stored arrays have in a pattern's group, each once."""
-    names = np.load(path).files if path.is_file() else []
-    found = [match[1] for name in names if (match := re.fullmatch(pattern, name))]
-    return list(dict.fromkeys(found))
-
-
-SCHEDULES = stored(FOLDER / "optim.npz", r"schedule/(\w+)/lr")
-STEPS = stored(FOLDER / "optim.npz", r"(\w+)/step0/params_after/.*")
+SCHEDULES = scenic.stored(FOLDER / "optim.npz", r"schedule/(\w+)/lr")
+STEPS = scenic.stored(FOLDER / "optim.npz", r"(\w+)/step0/params_after/.*")
 
 
 @needs_fixtures
@@ -117,7 +111,7 @@ VIDEOMAE = {
     "lr_ft_epochs20_niter7_wu5": (5e-4, 1e-5, 128, 5.0),
     "lr_warmup_steps": (1e-3, 1e-6, 256, 1.3),
 }
-RATES = stored(RECIPE / "recipe.npz", r"(lr_\w+)")
+RATES = scenic.stored(RECIPE / "recipe.npz", r"(lr_\w+)")
 
 
 @needs_recipe

@@ -184,8 +184,9 @@ class Embeddings(nn.Module):
 
     Scenic's further options: `modality_embeddings` adds a learned vector to all tokens
     of a modality; `cls_token` puts a learned token before them, without position but
-    for the positions `sinusoidal_cls`. `grids` are those of the modalities, where the
-    positions ask for their axes.
+    for the positions `sinusoidal_cls`; `sound_channels` gives sound so many equal
+    channels (VGGSound's classifier has three). `grids` are those of the modalities,
+    where the positions ask for their axes.
     """
 
     width: int
@@ -193,6 +194,7 @@ class Embeddings(nn.Module):
     dtype: jnp.dtype
     modality_embeddings: bool = False
     cls_token: bool = False
+    sound_channels: int = 1
     grids: Grids | None = None
 
     @nn.compact
@@ -202,6 +204,9 @@ class Embeddings(nn.Module):
             index = None if masks is None else masks[m].kept
             grid = _grid(self.positions, self.grids, m, x.shape[1])
             x = x if index is None else take(x, index)
+            if m == "spectrogram" and self.sound_channels > 1:
+                times = (*x.shape, self.sound_channels)
+                x = jnp.broadcast_to(x[..., None], times).reshape(*x.shape[:-1], -1)
             x = Linear((self.width,), dtype=self.dtype, name=m)(x.astype(self.dtype))
             place = tokens.Positions(self.positions, grid, name=f"positions_{m}")
             x = place(x, index)
@@ -365,7 +370,7 @@ class Autoencoder(nn.Module):
 DECODERS = {"shared": "shared", "separate": "separate", "joint": "early", "cross": None}
 
 
-def build_embeddings(config) -> Embeddings:
+def build_embeddings(config, sound_channels: int = 1) -> Embeddings:
     """The first layer that `config.model` describes, the same for both trainers."""
     model = config.model
     return Embeddings(
@@ -374,6 +379,7 @@ def build_embeddings(config) -> Embeddings:
         dtype=dtype_of(config.compute),
         modality_embeddings=model.modality_embeddings,
         cls_token=model.cls_token,
+        sound_channels=sound_channels,
         grids={m: cut.grid for m, cut in inputs.layouts(config).items()},
     )
 

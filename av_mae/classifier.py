@@ -208,7 +208,7 @@ def build(config, classes: Classes) -> Classifier:
             dropout=model.head_dropout,
             init=model.head_init,
         ),
-        embed=build_embeddings(config),
+        embed=build_embeddings(config, model.sound_channels),
         encoder=build_encoder(model, size, config.compute),
     )
 
@@ -316,4 +316,20 @@ def key_bias(bias: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return bias[::2] if (len(bias), shape[0]) == (3, 2) else bias
 
 
-ADAPT = ((r"encoder/.*/attention/qkv/bias", key_bias),)
+def equal_channels(kernel: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A kernel [f d] of sound for three equal channels instead of one, or back.
+
+    The same function: equal shares of it, or their sum. Scenic's code copies the kernel
+    whole, so that its finetuning begins with sound three times as loud.
+    """
+    if shape[0] == 3 * len(kernel):
+        return np.repeat(kernel / 3, 3, axis=0)
+    if len(kernel) == 3 * shape[0]:
+        return kernel.reshape(shape[0], 3, -1).sum(axis=1)
+    return kernel
+
+
+ADAPT = (
+    (r"encoder/.*/attention/qkv/bias", key_bias),
+    ("embed/spectrogram/kernel", equal_channels),
+)

@@ -50,16 +50,16 @@ def through(
     """carry ← body(calls, carry) for each of `layers`, in order.
 
     `calls[name](x, present, context)` is this layer's block of the stack `name`. With
-    `options.scan` the carry keeps shapes and types. Options are those of the first
-    stack.
+    `compute.scan` the carry keeps shapes and types. How is computed is told by the
+    first stack's options.
     """
     if not len(layers):
         return carry
     first = next(iter(stacks.values()))
-    options = first.options
+    compute = first.options.compute
     drops = [{name: s.drop(i, train) for name, s in stacks.items()} for i in layers]
-    again = options.remat != "none"
-    if first.is_initializing() or not (options.scan or again):
+    again = compute.remat != "none"
+    if first.is_initializing() or not (compute.scan or again):
         for i, drop in zip(layers, drops, strict=True):
             bound = {n: functools.partial(s.layer, i) for n, s in stacks.items()}
             carry = body(_calls(bound, drop), carry)
@@ -76,11 +76,11 @@ def through(
     if again:
         # Inside a scan XLA cannot merge the second computation with the first anyway.
         layer = jax.checkpoint(
-            layer, policy=REMAT[options.remat], prevent_cse=not options.scan
+            layer, policy=REMAT[compute.remat], prevent_cse=not compute.scan
         )
     params = [{name: s.parameters(i) for name, s in stacks.items()} for i in layers]
     inputs = list(zip(params, drops, strict=True))
-    if options.scan:
+    if compute.scan:
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *inputs)
         return jax.lax.scan(layer, carry, stacked)[0]
     for one in inputs:

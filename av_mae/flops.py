@@ -240,8 +240,10 @@ def _finetuning(config, classes, train: bool) -> Counts:
     if model.representation:
         head = model.representation * (width + outputs)
     tokens = {m: cut.n + cls for m, cut in seen.items()}
+    channels = {"rgb": 1, "spectrogram": model.sound_channels}
+    embed = sum(cut.n * cut.f * channels[m] * width for m, cut in seen.items())
     counts = {
-        "embed": sum(cut.n * cut.f * width for cut in seen.values()),
+        "embed": embed,
         "encoder": _encoder(config, tokens, train),
         "head": len(seen) * head,
     }

@@ -67,6 +67,16 @@ def size_of(model) -> Size:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compute:
+    """How blocks are computed: beyond rounding it changes no number."""
+
+    dtype: jnp.dtype = jnp.dtype("float32")  # of activations and products
+    attention: str = "auto"  # a name of attention.KINDS
+    scan: bool = False  # whether one traced layer serves all
+    remat: str = "none"  # a name of depth.REMAT
+
+
+@dataclasses.dataclass(frozen=True)
 class BlockOptions:
     """What all blocks of a stack share.
 
@@ -87,10 +97,12 @@ class BlockOptions:
     layer_scale: float = 0.0  # 0: none
     qkv_init: str = "xavier"  # a name of QKV_INITS
     last_eps: float | None = None  # of the norm after the last block; None: eps
-    dtype: jnp.dtype = jnp.dtype("float32")
-    attention: str = "auto"  # a name of attention.KINDS
-    scan: bool = False  # whether one traced layer serves all
-    remat: str = "none"  # a name of depth.REMAT
+    compute: Compute = Compute()
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of activations and products."""
+        return self.compute.dtype
 
 
 def _xavier(rng, shape, dtype=jnp.float32, *, heads: int):
@@ -133,6 +145,16 @@ def dtype_of(compute) -> jnp.dtype:
     return jnp.dtype(choose("compute.dtype", compute.dtype, ("float32", "bfloat16")))
 
 
+def compute_of(compute) -> Compute:
+    """How `config.compute` says that blocks are computed; ConfigError for a name."""
+    return Compute(
+        dtype=dtype_of(compute),
+        attention=choose("compute.attention", compute.attention, attention.KINDS),
+        scan=compute.scan,
+        remat=choose("compute.remat", compute.remat, tuple(depth.REMAT)),
+    )
+
+
 def block_options(
     model, heads: int, mlp: int, compute, last_eps: float | None = None
 ) -> BlockOptions:
@@ -151,10 +173,7 @@ def block_options(
         layer_scale=block.layer_scale,
         qkv_init=choose("model.block.qkv_init", block.qkv_init, tuple(QKV_INITS)),
         last_eps=last_eps,
-        dtype=dtype_of(compute),
-        attention=choose("compute.attention", compute.attention, attention.KINDS),
-        scan=compute.scan,
-        remat=choose("compute.remat", compute.remat, tuple(depth.REMAT)),
+        compute=compute_of(compute),
     )
 
 
@@ -216,8 +235,9 @@ class Attention(nn.Module):
     ) -> Float[Array, "b n d"]:
         d = x.shape[-1]
         query, key, value = self._projected(x, context)
+        compute = self.options.compute
         x = attention.attend(
-            query, key, value, present, self.options.attention, self.options.dtype
+            query, key, value, present, compute.attention, compute.dtype
         )
         return Linear(
             (d,),

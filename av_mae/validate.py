@@ -49,6 +49,7 @@ RULES = (
         "augment.time_masks augment.time_width log.pictures objective.l2 "
         "objective.weights.rgb objective.weights.spectrogram",
     ),
+    (lambda x: x in (1, 3), "1 or 3", "model.sound_channels"),
     (
         lambda x: x > 0,
         "above 0",

@@ -37,6 +37,7 @@ class Data(NamedTuple):
     options: str = ""  # what a file does not tell, for the test
     seconds: float = 0.0  # of sound
     fusion_layer: int = 0
+    sound_channels: int = 1
 
 
 SSV2_TEST = " --config.data.sampling=segments --config.data.views=2"
@@ -47,7 +48,12 @@ DATA = {
     ),
     "ucf101": Data("UCF101", 101, "5 × 3", "top-1 / top-5", mask=0.75),
     "audioset": Data("AudioSet", 527, "4 × 1", "mAP", seconds=10.0, fusion_layer=18),
-    "vggsound": Data("VGGSound", 309, "4 × 1", "top-1", seconds=8.0, fusion_layer=16),
+    "vggsound": Data(
+        *("VGGSound", 309, "4 × 1", "top-1"),
+        seconds=8.0,
+        fusion_layer=16,
+        sound_channels=3,
+    ),
 }
 
 
@@ -228,6 +234,7 @@ def config_of(model: Model, trainer: str):
         "model.fusion": "bottleneck",
         "model.fusion_layer": data.fusion_layer,
         "model.classes": data.classes,
+        "model.sound_channels": data.sound_channels,
     }
     return configure(trainer, found, {}, {})[0]
 
@@ -386,8 +393,10 @@ TensorFlow SavedModels lie beside these, as `tf_saved_model.zip` instead of
 readme gives mAP or accuracy in one column; AudioSet's is mAP. The classifiers of one
 modality and the autoencoder of sound are read by rules that were not checked against a
 file. A classifier of one modality holds 4,096 more parameters, bottleneck tokens that
-nothing passes through; VGGSound's audiovisual one 524,288 more and the one of sound as
-many, for sound in three equal channels, which are summed.
+nothing passes through. VGGSound's classifiers hear sound in three equal channels
+(`model.sound_channels`): so they are counted here, and so configs/vggsound/finetune.py
+trains one; `convert` sums the three, which is exact, and makes a model of 524,288
+parameters fewer.
 
 ## VideoMAE
 

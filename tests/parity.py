@@ -141,9 +141,16 @@ FAMILIES = {
     "videomae recipe: three crops": Family(
         "videomae/mcg_recipe", "crop boxes: three at test"
     ),
+    "videomae recipe: tube masks": Family(
+        "videomae/mcg_recipe", "tube masks: how many tokens are masked"
+    ),
+    "videomae recipe: positions": Family(
+        "videomae/mcg_recipe", "the table of positions"
+    ),
     "avmaskenhancer": Family(
         "videomae/avmaskenhancer_tiny", "AV-MaskEnhancer (bound 1e-4)"
     ),
+    "Colour": Family("", "saturation, contrast and hue: TensorFlow's own operations"),
     "export to transformers": Family(
         "", "our models, exported, in Hugging Face's own classes"
     ),

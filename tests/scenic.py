@@ -66,6 +66,13 @@ def meta(path: str) -> dict:
     return json.loads((SCENIC / path).read_text())
 
 
+def stored(path: Path, pattern: str) -> list[str]:
+    """What the names of stored arrays have in a pattern's group, each once."""
+    names = np.load(path).files if path.is_file() else []
+    found = [match[1] for name in names if (match := re.fullmatch(pattern, name))]
+    return list(dict.fromkeys(found))
+
+
 def cases(folder: str, pattern: str) -> list[str]:
     """Names of the case files that are present."""
     return sorted(path.stem for path in (SCENIC / folder / "cases").glob(pattern))

@@ -12,7 +12,7 @@ from test_flops import products
 
 from av_mae import depth
 from av_mae.fusion import Fusion
-from av_mae.transformer import BlockOptions
+from av_mae.transformer import BlockOptions, Compute
 
 OPTIONS = BlockOptions(heads=2, mlp=16, drop_path_rescale=True)
 LAYERS = 3
@@ -22,8 +22,8 @@ KINDS = {
 }
 
 
-def coder(kind: str, layers: int = LAYERS, **options) -> Fusion:
-    options = dataclasses.replace(OPTIONS, **options)
+def coder(kind: str, layers: int = LAYERS, **compute) -> Fusion:
+    options = dataclasses.replace(OPTIONS, compute=Compute(**compute))
     return Fusion(kind, layers, options, 0.3, KINDS[kind])
 
 
@@ -45,7 +45,7 @@ def some_params() -> dict:
     return jax.tree.map(draw, shapes())
 
 
-def loss_of(**options):
+def loss_of(**compute):
     """Squares of what every strategy makes of the tokens, in training."""
     present = {"rgb": jnp.array([True, True, False]), "spectrogram": jnp.ones(3, bool)}
     rngs = {"drop_path": jax.random.key(3)}
@@ -53,9 +53,8 @@ def loss_of(**options):
     def loss(params, x):
         total = 0.0
         for kind in KINDS:
-            module = coder(kind, len(params["shared"]["params"]["shared"]) - 1)
-            options_ = dataclasses.replace(module.options, **options)
-            module = module.clone(options=options_)
+            layers = len(params["shared"]["params"]["shared"]) - 1
+            module = coder(kind, layers, **compute)
             found = module.apply(params[kind], x, present, True, rngs=rngs)
             total += sum((y * jnp.cos(jnp.arange(8))).sum() for y in found.values())
         return total
@@ -64,13 +63,13 @@ def loss_of(**options):
 
 
 @functools.cache
-def gradients(**options):
-    grad = jax.value_and_grad(loss_of(**options), argnums=(0, 1))
+def gradients(**compute):
+    grad = jax.value_and_grad(loss_of(**compute), argnums=(0, 1))
     return quick(grad)(some_params(), tokens())
 
 
 @pytest.mark.parametrize(
-    "options",
+    "compute",
     [
         dict(scan=True, remat="dots"),
         pytest.param(dict(scan=True), marks=pytest.mark.slow),
@@ -78,17 +77,17 @@ def gradients(**options):
     ],
     ids=str,
 )
-def test_the_same_loss_and_gradients(options):
+def test_the_same_loss_and_gradients(compute):
     """With drop path, whose draws are the same too."""
-    wanted, found = gradients(), gradients(**options)
+    wanted, found = gradients(), gradients(**compute)
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(b) + 1e-5
 
 
-def lines(options: dict, layers: int) -> int:
+def lines(compute: dict, layers: int) -> int:
     params, x = shapes(layers), tokens()
-    return str(jax.make_jaxpr(jax.grad(loss_of(**options)))(params, x)).count("dot_gen")
+    return str(jax.make_jaxpr(jax.grad(loss_of(**compute)))(params, x)).count("dot_gen")
 
 
 @pytest.mark.slow
@@ -100,8 +99,8 @@ def test_a_scan_has_as_many_products_however_deep():
 def test_what_is_computed_again():
     """Blocks: all products but the last layers' last; dots: attention's alone."""
     params, x = shapes(), tokens()
-    count = lambda **options: products(
-        jax.make_jaxpr(jax.grad(loss_of(**options)))(params, x).jaxpr
+    count = lambda **compute: products(
+        jax.make_jaxpr(jax.grad(loss_of(**compute)))(params, x).jaxpr
     )
     plain, blocks, dots = (count(remat=kind) for kind in depth.REMAT)
     assert plain < dots < blocks

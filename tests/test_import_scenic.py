@@ -181,12 +181,20 @@ def test_published(name):
 # The stored models.
 
 
+FILES = sorted((scenic.SCENIC / "checkpoint").glob("pretrain_checkpoint_?"))
+
+
 @scenic.needed
-def test_the_stored_file(tmp_path):
-    path = scenic.SCENIC / "checkpoint" / "pretrain_checkpoint_3"
+def test_no_stored_file_is_missing():
+    assert len(FILES) >= 1
+
+
+@scenic.needed
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_the_stored_file(path):
     assert importers.find(path) is importer
     found = importers.read(path, **{"data.num_frames": 4, "data.size": 16})
-    stored = scenic.arrays("checkpoint/pretrain_checkpoint_3.params.npz")
+    stored = scenic.arrays(f"checkpoint/{path.name}.params.npz")
     places = scenic.places(
         "separate_encoders_and_concat", "same_decoder", ("rgb", "spectrogram")
     )

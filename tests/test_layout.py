@@ -171,6 +171,21 @@ def test_trainers_need_no_video_and_no_tensorflow(trainer):
     assert python(code) == "True"
 
 
+def fields_of(node: ast.ClassDef) -> list[str]:
+    return [x.target.id for x in node.body if isinstance(x, ast.AnnAssign)]
+
+
+@pytest.mark.parametrize("room", sorted(rooms()))
+def test_modules_and_options_have_few_fields(room):
+    """More than ten of them are two concepts in one."""
+    for node in ast.walk(ast.parse(rooms()[room].read_text())):
+        if isinstance(node, ast.ClassDef):
+            bases = {ast.unparse(base) for base in node.bases}
+            options = node.name.endswith("Options")
+            if options or bases & {"nn.Module", "classifier.Classifier"}:
+                assert len(fields_of(node)) <= 10, node.name
+
+
 def test_rooms_are_named_by_concept():
     names = {p.stem for p in sources("av_mae", "data")}
     folders = {p.parent.name for p in sources("av_mae", "data")}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import synthetic
+import videomae_files
 from scenic import quick
 
 from av_mae import (
@@ -341,6 +342,24 @@ def test_finetuning_takes_video_and_sound_from_pretraining(runs):
     for name in taken:
         np.testing.assert_allclose(found[name], first[name], atol=0.01)
     assert found["meet/embed/kernel"].shape != first["meet/embed/kernel"].shape
+
+
+def test_k400_takes_the_video_half_from_a_published_file(tmp_path, monkeypatch):
+    sizes = dict(WIDTH=64, MLP=128, SIDE=16)
+    for name, value in sizes.items():
+        monkeypatch.setattr(videomae_files, name, value)
+    arrays = videomae_files.arrays(finetuned=False)
+    path = videomae_files.write_mcg(tmp_path / "checkpoint.pth", arrays)
+    settings = small(FINETUNE, "k400")
+    settings.model.update(width=64, heads=1, mlp=128)
+    settings.init_from.checkpoint_path = str(path)
+    shapes = jax.eval_shape(initial(settings)[1], KEY)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    found = optim.named(finetune.source_of(settings)(zeros))
+    filled = {name for name, value in found.items() if np.any(value)}
+    assert filled == {x for x in found if x.startswith(("embed/rgb/", "encoder/rgb/"))}
+    kernel = arrays["encoder.blocks.1.mlp.fc1.weight"].T
+    np.testing.assert_array_equal(found["encoder/rgb/block_1/mlp/in/kernel"], kernel)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 from scenic import SHARED
 
@@ -101,6 +102,7 @@ def test_tube_counts_are_those_of_videomae():
             assert (theirs == theirs[:1]).all()
             mask = masking.tube(jax.random.key(0), 2, VIDEO, ratio)
             assert mask.masked.shape == (2, theirs.sum())
+            parity.record("videomae recipe: tube masks", name, outputs=0)
             counts.add(int(theirs[0].sum()))
     assert counts == {147, 176, 186}
 

@@ -27,8 +27,23 @@ def settings(**changes):
     return ConfigDict(fields | dict(mix_per_modality=False) | changes)
 
 
+# The stored cases: blends and cuts of Scenic, batches of timm.
+
+
+SCENIC = scenic.SCENIC / "finetune" / "mixup.npz"
+BLENDS = scenic.stored(SCENIC, r"(\w+)/weights")
+CUTS = scenic.stored(SCENIC, r"(cutmix/case.*)/inputs")
+TIMM = scenic.stored(RECIPE, r"(mixup_(batch|pair|elem)_.*)_x")
+
+
 @scenic.needed
-@pytest.mark.parametrize("kind", ["mixup", "mixmod"])
+def test_no_stored_case_is_missing():
+    assert len(BLENDS) >= 2 and len(CUTS) >= 3
+    assert not RECIPE.is_file() or len(TIMM) >= 9
+
+
+@scenic.needed
+@pytest.mark.parametrize("kind", BLENDS)
 def test_blends_are_scenics(kind):
     stored = scenic.arrays("finetune/mixup.npz")
     start = scenic.arrays("finetune/inputs.npz")
@@ -65,11 +80,9 @@ def shares_of(labels, first, smoothing):
 
 
 @scenic.needed
-@pytest.mark.parametrize("case", ["case0", "case1", "case2"])
-def test_cuts_are_scenics(case):
+@pytest.mark.parametrize("name", CUTS)
+def test_cuts_are_scenics(name):
     stored = scenic.arrays("finetune/mixup.npz")
-    name = next(k for k in stored if k.startswith(f"cutmix/{case}"))
-    name = name.rsplit("/", 1)[0]
     smoothing = float(name.split("_ls")[1].split("_")[0])
     compare(
         name,
@@ -82,12 +95,10 @@ def test_cuts_are_scenics(case):
 
 
 @pytest.mark.skipif(not RECIPE.is_file(), reason=f"there are no numbers at {RECIPE}")
-@pytest.mark.parametrize("seed", [0, 1, 3])
-@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
-def test_mixing_is_timms(mode, seed):
+@pytest.mark.parametrize("name", TIMM)
+def test_mixing_is_timms(name):
     """Shares and boxes of the batch, of pairs and of each row."""
     stored = np.load(RECIPE)
-    name = f"mixup_{mode}_npseed{seed}"
     video = lambda key: np.moveaxis(stored[key], 1, -1)  # b c t h w to b t h w c
     found = stored[f"{name}_y"]
     args = (video("mixup_input"), stored["mixup_labels"], video(f"{name}_x"), found)

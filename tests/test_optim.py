@@ -1,5 +1,6 @@
 """Schedules and optimisers against the published code's numbers."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -10,9 +11,10 @@ import numpy as np
 import optax
 import parity
 import pytest
+import scenic
 from ml_collections import ConfigDict
 
-from av_mae import ConfigError, optim
+from av_mae import ConfigError, finetune, optim
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 FOLDER = SHARED / "fixtures" / "scenic" / "optim"
@@ -53,17 +55,17 @@ def optimizer_config(**changes):
     return ConfigDict(config | changes)
 
 
+SCHEDULES = scenic.stored(FOLDER / "optim.npz", r"schedule/(\w+)/lr")
+STEPS = scenic.stored(FOLDER / "optim.npz", r"(\w+)/step0/params_after/.*")
+
+
 @needs_fixtures
-@pytest.mark.parametrize(
-    "name",
-    [
-        "audioset_pretrain",
-        "vggsound_pretrain",
-        "audioset_finetune",
-        "vggsound_finetune",
-        "imagenet_finetune",
-    ],
-)
+def test_no_stored_case_is_missing():
+    assert len(SCHEDULES) >= 5 and len(STEPS) >= 4
+
+
+@needs_fixtures
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_are_the_published_ones(name):
     arrays = published()
     config = json.loads((FOLDER / "meta.json").read_text())[f"schedule/{name}"]
@@ -103,16 +105,24 @@ needs_recipe = pytest.mark.skipif(
 )
 
 
+# name: (peak and floor for 256 clips, clips, epochs of warm-up).
+VIDEOMAE = {
+    "lr_ucf_pretrain_epochs20_niter7": (3e-4, 1e-5, 192, 4.0),
+    "lr_ft_epochs20_niter7_wu5": (5e-4, 1e-5, 128, 5.0),
+    "lr_warmup_steps": (1e-3, 1e-6, 256, 1.3),
+}
+RATES = scenic.stored(RECIPE / "recipe.npz", r"(lr_\w+)")
+
+
 @needs_recipe
-@pytest.mark.parametrize(
-    "name, per_256, floor, clips, warmup",
-    [
-        ("lr_ucf_pretrain_epochs20_niter7", 3e-4, 1e-5, 192, 4.0),
-        ("lr_ft_epochs20_niter7_wu5", 5e-4, 1e-5, 128, 5.0),
-        ("lr_warmup_steps", 1e-3, 1e-6, 256, 1.3),
-    ],
-)
-def test_schedules_are_videomaes(name, per_256, floor, clips, warmup):
+def test_no_schedule_of_videomae_is_missing():
+    assert len(RATES) >= 3
+
+
+@needs_recipe
+@pytest.mark.parametrize("name", RATES)
+def test_schedules_are_videomaes(name):
+    per_256, floor, clips, warmup = VIDEOMAE[name]
     wanted = np.load(RECIPE / "recipe.npz")[name]
     per_epoch = 10 if name == "lr_warmup_steps" else 7
     config = ConfigDict(
@@ -194,7 +204,7 @@ TOY_CASES = {
 
 
 @needs_fixtures
-@pytest.mark.parametrize("case", TOY_CASES)
+@pytest.mark.parametrize("case", STEPS)
 def test_three_steps_are_the_published_ones(case):
     changes, peak, offset = TOY_CASES[case]
     arrays = published()
@@ -238,6 +248,20 @@ def test_decay_and_layers_are_the_published_ones():
     for name, layer in zip(named, jax.tree.leaves(layers), strict=True):
         assert layer == case["layer_id"][name]
         assert multiples[layer] == np.float32(case["scales_by_layer_id"][layer])
+
+
+@needs_fixtures
+def test_layers_of_a_large_model_have_the_published_scales():
+    wanted = json.loads((FOLDER / "meta.json").read_text())[
+        "audioset_finetune_L_scales"
+    ]
+    stack = {f"block_{i}": {"kernel": 0} for i in range(24)}
+    params = {"embed": {"rgb": 0}, "encoder": {"rgb": stack, "bottleneck": 0}}
+    layer_of = functools.partial(finetune.layer_of, 24)
+    scales = optim.named(optim.layer_scales(0.75, params, layer_of, 24))
+    layers = ["embed/rgb", *(f"encoder/rgb/block_{i}/kernel" for i in range(24))]
+    found = [scales[name] for name in (*layers, "encoder/bottleneck")]
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
 
 
 def one_step(changes, parameter=3.0, gradient=0.5):

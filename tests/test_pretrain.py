@@ -1,12 +1,15 @@
 """Pretraining: loss falls, evaluation repeats, each setting does what it says."""
 
 import functools
+import json
 import logging
 import os
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 import scenic
 import scenic_pretrain
@@ -24,6 +27,7 @@ from av_mae import (
     pretrain,
 )
 from av_mae import run as runs
+from av_mae.importers import videomae
 
 CONFIG = "digits/pretrain"
 VIDEOMAE = scenic.SHARED / "fixtures" / "videomae" / "hf_videomae_pretrain_tiny"
@@ -444,6 +448,23 @@ def test_every_setting_trains(changes, tmp_path):
     assert rows[-1]["loss"] < 0.97 * rows[0]["loss"], rows
     assert {name.split("_", 1)[1] for name in results} == set(config.modalities)
     assert pretrain.evaluate(config, {"eval": data["eval"]}, tmp_path) == results
+
+
+RECIPE = scenic.SHARED / "fixtures" / "videomae" / "mcg_recipe" / "recipe.json"
+
+
+@pytest.mark.skipif(not RECIPE.is_file(), reason=f"there are no numbers at {RECIPE}")
+@pytest.mark.parametrize("name", ["kinetics400", "ssv2", "ucf101"])
+def test_what_does_not_decay_is_videomaes(name):
+    config = synthetic.config(f"{name}/pretrain", "smoke")
+    config.model.depth = config.model.decoder.depth = 1
+    init = functools.partial(pretrain.init, config, pretrain.build(config))
+    params = jax.eval_shape(init, jax.random.key(0))
+    decay = optim.named(optim.by_rule(config.optimizer.decay_rules, params, ""))
+    theirs = json.loads(RECIPE.read_text())["pretrain_no_decay"]
+    still = {re.sub("/(q|v)/bias", "/qkv/bias", videomae._ours(x)) for x in theirs}
+    assert {name for name, factor in decay.items() if not factor} == still
+    parity.record("Schedules and layers", f"{name}: no decay", outputs=0)
 
 
 @pytest.mark.skipif(not VIDEOMAE.is_dir(), reason=f"no {VIDEOMAE}")

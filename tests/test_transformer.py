@@ -1,5 +1,6 @@
 """Sizes, initial values, and a block against one written out in float64."""
 
+import dataclasses
 import math
 
 import jax
@@ -11,7 +12,7 @@ from scenic import quick
 
 from av_mae import ConfigError, transformer
 from av_mae.depth import Drop
-from av_mae.transformer import BlockOptions, Stack
+from av_mae.transformer import BlockOptions, Compute, Stack
 
 
 def sized(**fields):
@@ -174,7 +175,7 @@ def test_the_config_gives_every_option_of_a_block():
     found = transformer.block_options(model, 4, 8, ConfigDict(compute), last_eps=1e-4)
     assert found == BlockOptions(
         *(4, 8, True, 1e-5, "erf", False, 0.2, "aligned", 1e-4),
-        **compute | {"dtype": jnp.dtype("bfloat16")},
+        Compute(**compute | {"dtype": jnp.dtype("bfloat16")}),
     )
     with pytest.raises(ConfigError, match="compute.remat"):
         wrong = ConfigDict(compute | {"remat": "all"})
@@ -267,7 +268,8 @@ def test_drop_path_draws_in_training_alone():
 def test_bfloat16_keeps_float32_parameters_and_the_result_near():
     stack, params, x = stack_of()
     half = Stack(
-        BlockOptions(heads=3, mlp=20, dtype=jnp.dtype("bfloat16")), stack.rates
+        dataclasses.replace(stack.options, compute=Compute(jnp.dtype("bfloat16"))),
+        stack.rates,
     )
     fresh = init(half, x.astype(jnp.bfloat16))
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}

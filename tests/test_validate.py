@@ -92,6 +92,7 @@ FINETUNE = {
     "model__fusion_layer": [0, 1],
     "model__bottlenecks_at_test": [False, True],
     "model__share_encoder": [False, True],
+    "model__sound_channels": [1, 3],
     "model__pool": ["mean", "max", "sum", "token"],
     "model__head_norm": [False, True],
     "model__head_dropout": [0.0, 0.5],
@@ -359,6 +360,11 @@ IMPOSSIBLE = [
         "digits/finetune",
         dict(objective__kind="sigmoid", model__label_heads=(("verb", 0),)),
         "objective.kind is 'sigmoid', but model.label_heads are of one label each",
+    ),
+    (
+        "digits/finetune",
+        dict(model__sound_channels=2),
+        "model.sound_channels is 2: it has to be 1 or 3.",
     ),
     (
         "digits/finetune",

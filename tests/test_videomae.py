@@ -38,6 +38,11 @@ SIZES = ("width", "depth", "heads", "mlp")
 FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "videomae"
 
 
+needed = pytest.mark.skipif(
+    not FIXTURES.is_dir(), reason=f"the published numbers are not at {FIXTURES}"
+)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _quick():
     with quick():
@@ -54,6 +59,9 @@ FAMILIES = {
     "keras_videomae_pretrain": 1,
     "keras_videomae_finetune": 1,
 }
+# Beside the models: what a classifier begins with, and pictures as they are prepared.
+TRANSFERS = sorted(FIXTURES.glob("mcg_videomae_transfer_tiny*"))
+PROCESSOR = FIXTURES / "hf_videomae_processor" / "io.npz"
 
 
 # The two targets, by the word in the names of what is stored.
@@ -69,28 +77,42 @@ def cases() -> list[str]:
 
 
 @pytest.mark.parametrize("family, count", FAMILIES.items(), ids=FAMILIES)
+@needed
 def test_every_family_has_its_cases(family, count):
-    if not FIXTURES.is_dir():
-        pytest.skip(f"{FIXTURES} is not here")
     assert sum(name.startswith(family) for name in cases()) >= count
+
+
+@needed
+def test_no_transfer_and_no_picture_is_missing():
+    assert len(TRANSFERS) >= 1 and len(prepared()) >= 2
+
+
+def prepared() -> list[str]:
+    """Names of the pictures that the processor made, by the statistics it used."""
+    names = np.load(PROCESSOR).files if PROCESSOR.is_file() else []
+    return [name for name in names if name.startswith("pixel_values_")]
+
+
+def untold_of(name: str) -> dict:
+    """What the file of a case does not tell, in the constructor's words."""
+    if name.startswith("hf"):
+        return {}
+    given = json.loads((FIXTURES / name / "config.json").read_text())
+    prefix = "encoder_" if "pretrain" in name else ""
+    untold = {
+        "model.heads": given[f"{prefix}num_heads"],
+        "data.size": given["img_size"],
+        "data.num_frames": given.get("all_frames") or given["num_frames"],
+    }
+    if prefix:
+        untold["model.decoder.heads"] = given["decoder_num_heads"]
+    return untold
 
 
 @functools.cache
 def imported(name: str) -> importers.Imported:
-    """The model of a case; of what its file does not tell, the constructor's words."""
-    folder = FIXTURES / name
-    given = json.loads((folder / "config.json").read_text())
-    untold = {}
-    if not name.startswith("hf"):
-        prefix = "encoder_" if "pretrain" in name else ""
-        untold = {
-            "model.heads": given[f"{prefix}num_heads"],
-            "data.size": given["img_size"],
-            "data.num_frames": given.get("all_frames") or given["num_frames"],
-        }
-    if not name.startswith("hf") and prefix:
-        untold["model.decoder.heads"] = given["decoder_num_heads"]
-    return importers.read(folder, **untold)
+    """The model of a case."""
+    return importers.read(FIXTURES / name, **untold_of(name))
 
 
 @functools.cache
@@ -177,9 +199,16 @@ def compiled(settings: str, gradients: bool):
     return jax.jit(lambda *args: (forward(*args), None))
 
 
-def compare_pretraining(name: str):
+def compare(name: str, model: importers.Imported) -> dict[str, float]:
+    """The worst errors of a case: {"outputs": …, "loss": …, "gradients": …}."""
+    if model.config.trainer == "pretrain":
+        return compare_pretraining(name, model)
+    return compare_classification(name, model)
+
+
+def compare_pretraining(name: str, model: importers.Imported):
     """Outputs and losses of every stored mask, and the gradients where they are."""
-    model, io, errors = imported(name), stored(name), {"outputs": [], "loss": []}
+    io, errors = stored(name), {"outputs": [], "loss": []}
     patches, settings = patches_of(model.config, io), runs.config_json(model.config)
     for key in [k for k in io if k.startswith("bool_masked_pos")]:
         masks, which = mask_of(io[key]), key.removeprefix("bool_masked_pos")
@@ -217,9 +246,9 @@ def gradients(name: str) -> dict[str, np.ndarray]:
     return {}
 
 
-def compare_classification(name: str):
+def compare_classification(name: str, model: importers.Imported):
     """Logits, the features before the head, the encoder's tokens and the loss."""
-    model, io = imported(name), stored(name)
+    io = stored(name)
     config, variables = model.config, {"params": model.params}
     network = classifier.build(config, config.model.classes)
     patches = patches_of(config, io)
@@ -246,9 +275,19 @@ def compare_classification(name: str):
 
 @pytest.mark.parametrize("name", cases())
 def test_stored_outputs_are_met(name):
-    compare = compare_pretraining if "_pretrain_" in name else compare_classification
-    errors = compare(name)
+    errors = compare(name, imported(name))
     parity.record("_".join(name.split("_")[:3]), name, **errors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in cases() if n.startswith("keras")])
+def test_a_savedmodel_has_the_outputs_of_the_h5_file(tmp_path, name):
+    pytest.importorskip("tensorflow")
+    (path,) = (FIXTURES / name).glob("*.h5")
+    folder = files.write_savedmodel(tmp_path / "model", files.read_h5(path))
+    found = importers.read(folder, **untold_of(name))
+    files.assert_same(found, imported(name))
+    compare(name, found)
 
 
 @pytest.mark.parametrize("name", cases())
@@ -260,9 +299,8 @@ def test_stored_files_fill_the_whole_model(name):
     assert all(x.dtype == np.float32 for x in named.values())
 
 
+@needed
 def test_positions_are_the_stored_ones():
-    if not FIXTURES.is_dir():
-        pytest.skip(f"{FIXTURES} is not here")
     recipe = np.load(FIXTURES / "mcg_recipe" / "recipe.npz")
     key = next(k for k in recipe.files if k.startswith("sinusoid_1568x384"))
     np.testing.assert_allclose(
@@ -274,9 +312,8 @@ def test_positions_are_the_stored_ones():
         np.testing.assert_allclose(tokens.sinusoid(8, d), wanted, rtol=0, atol=1e-6)
 
 
+@needed
 def test_targets_are_the_stored_ones():
-    if not FIXTURES.is_dir():
-        pytest.skip(f"{FIXTURES} is not here")
     io = stored("hf_videomae_pretrain_tiny")
     config = imported("hf_videomae_pretrain_tiny").config.copy_and_resolve_references()
     patches = patches_of(config, io)["rgb"]
@@ -286,10 +323,9 @@ def test_targets_are_the_stored_ones():
         worst(found, io[f"target_patches_{key}"])
 
 
-def test_pretrained_weights_start_a_classifier():
-    folder = FIXTURES / "mcg_videomae_transfer_tiny"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not here")
+@needed
+@pytest.mark.parametrize("folder", TRANSFERS, ids=lambda folder: folder.name)
+def test_pretrained_weights_start_a_classifier(folder):
     io = np.load(folder / "io.npz")
     told = json.loads((folder / "transfer.json").read_text())
     source = imported("mcg_videomae_pretrain_tiny")
@@ -375,21 +411,20 @@ def test_the_picture_branch_of_an_audiovisual_model(tmp_path, source, fusion):
         np.testing.assert_array_equal(params[name], given[name])
 
 
-def test_pictures_are_prepared_as_by_the_processor():
-    path = FIXTURES / "hf_videomae_processor" / "io.npz"
-    if not path.is_file():
-        pytest.skip(f"{path} is not here")
-    io = np.load(path)
+@needed
+@pytest.mark.parametrize("name", prepared())
+def test_pictures_are_prepared_as_by_the_processor(name):
+    io, key = np.load(PROCESSOR), name.removeprefix("pixel_values_")
     frames = transforms.resize(io["frames_uint8_thwc"], 32, "antialias")
     box = transforms.center_box(None, *frames.shape[1:3], 32)
     frames = transforms.crop(frames, box, 32, "antialias")
-    for key, (mean, std) in {
+    mean, std = {
         "default_mean0.5": ((0.5,) * 3, (0.5,) * 3),
         "imagenet_mean": (videomae.IMAGENET_MEAN, videomae.IMAGENET_STD),
-    }.items():
-        found = augment.prepare_rgb(jnp.asarray(frames)[None], mean, std)
-        wanted = io[f"pixel_values_{key}"].transpose(0, 1, 3, 4, 2)
-        parity.record("hf_videomae_processor", key, outputs=worst(found, wanted))
+    }[key]
+    found = augment.prepare_rgb(jnp.asarray(frames)[None], mean, std)
+    wanted = io[name].transpose(0, 1, 3, 4, 2)
+    parity.record("hf_videomae_processor", key, outputs=worst(found, wanted))
 
 
 # Layouts, on files that are written here.

@@ -298,6 +298,19 @@ def write_h5(path, variables, root: str = ""):
     return path
 
 
+def read_h5(path) -> list[tuple[str, str, np.ndarray]]:
+    """(layer group, variable name, array) in Keras's order: what `write_h5` takes."""
+    text = lambda names: [np.bytes_(name).decode() for name in names]
+    top = "top_level_model_weights"
+    with h5py.File(path) as file:
+        groups = text(file.attrs["layer_names"]) + [top] * (top in file)
+        return [
+            (group, name, file[group][name][()])
+            for group in groups
+            for name in text(file[group].attrs["weight_names"])
+        ]
+
+
 def write_savedmodel(path, variables, functional: bool = False):
     """A SavedModel with its variables where Keras's are.
 

@@ -202,6 +202,7 @@ def _finetuning(config: ConfigDict):
         bottlenecks=4,
         bottlenecks_at_test=True,
         share_encoder=False,
+        sound_channels=1,
         pool="mean",
         representation=0,
         head_norm=False,

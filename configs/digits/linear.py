@@ -74,6 +74,7 @@ def get_config(arg=""):
         bottlenecks=4,
         bottlenecks_at_test=True,
         share_encoder=False,
+        sound_channels=1,
         pool="mean",
         representation=0,
         head_norm=True,

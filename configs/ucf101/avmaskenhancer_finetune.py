@@ -87,6 +87,7 @@ def get_config(arg=""):
         bottlenecks_at_test=True,
         share_encoder=False,
         sound=dict(filters=(16, 32, 64, 128), blocks=(3, 4, 6, 3)),
+        sound_channels=1,
         pool="mean",
         representation=0,
         head_norm=True,

@@ -11,6 +11,10 @@ short side 256. The recipe is Scenic's projects/av_mae/configs/vggsound/finetune
 Hardware: it speaks of a 4x4 TPU (16 chips) for the batch of 64. Result, published:
 65.0 / 57.2 / 50.3 top-1 with both / sound / picture, four views.
 
+Sound is heard in three equal channels, as published: 607,302,965 parameters. The same
+function has 606,778,677 with `--config.model.sound_channels=1`, which is what
+`av_mae.convert` makes of a published file.
+
 SpecAugment's four bands of time stand in the published config, but so does
 `time_mask_max_ratio = 0`, with which its augmenter leaves them out:
 `--config.augment.time_masks=0 --config.augment.time_width=0` is what ran.
@@ -81,6 +85,7 @@ def get_config(arg=""):
         bottlenecks=4,
         bottlenecks_at_test=True,
         share_encoder=False,
+        sound_channels=3,  # equal ones, as published
         pool="mean",
         representation=0,
         head_norm=False,

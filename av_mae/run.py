@@ -4,6 +4,7 @@ Both trainers use it in the same way: `start` decides from what to begin, and th
 writes numbers, pictures and checkpoints, and watches for bad numbers and pre-emption.
 """
 
+import contextlib
 import json
 import logging
 import re
@@ -72,11 +73,13 @@ class Run:
     def __enter__(self):
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, kind=None, *error):
         self.preemption.close()
         if self.writer:
             self.writer.close()
-        self.checkpoints.close()
+        # What ends a run matters more than that its last checkpoint failed too.
+        with contextlib.suppress(*[CheckpointError] if kind else []):
+            self.checkpoints.close()
 
     def begin(self, first: Callable[[], dict], abstract: dict, source: Callable):
         """Sets the state: 1. resume this run, 2. start from other weights, 3. anew.

@@ -210,7 +210,7 @@ import toy  # noqa: E402
 from av_mae import checkpoints  # noqa: E402
 
 FULL = os.environ.get("AV_MAE_STRESS") == "full"
-KILLS = 60 if FULL else 5
+KILLS = 50 if FULL else 5
 
 
 class Server:

@@ -67,6 +67,7 @@ class Run:
         self._newest: tuple[int, Mapping[str, Any]] = (0, {})
         self._saved: int | None = None
         self._spikes = loop.Spikes()
+        self._spiked: list[int] = []  # steps since the start of this process
         self._skipped_in_a_row = 0
         self._skipped_before = 0  # by the runs that this one goes on from
 
@@ -129,6 +130,7 @@ class Run:
                 self._stop_or_skip(step, values, bad)
             if text := self._spikes.see(float(values["loss"])):
                 spikes.append((step, text))
+                self._spiked.append(step)
         if spikes:
             more = f" (and {len(spikes) - 1} more)" if len(spikes) > 1 else ""
             log.warning("the loss has a spike at step %d: %s%s", *spikes[0], more)
@@ -186,6 +188,12 @@ class Run:
         said = list(self.caveats)
         if skipped := int(self._newest[1].get("skipped", self._skipped_before)):
             said.append(f"{skipped} updates were skipped as not finite")
+        if self._spiked:
+            count, last = len(self._spiked), self._spiked[-1]
+            said.append(
+                f"the loss had a spike at {count} steps since this process began, "
+                f"last at step {last}"
+            )
         log.info("result: %s%s", text(results), caveats.text(said))
 
     def due(self, step: int) -> bool:

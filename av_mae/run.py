@@ -189,10 +189,9 @@ class Run:
         if skipped := int(self._newest[1].get("skipped", self._skipped_before)):
             said.append(f"{skipped} updates were skipped as not finite")
         if self._spiked:
-            count, last = len(self._spiked), self._spiked[-1]
             said.append(
-                f"the loss had a spike at {count} steps since this process began, "
-                f"last at step {last}"
+                f"spikes of the loss since this process began: {len(self._spiked)}, "
+                f"the last at step {self._spiked[-1]}"
             )
         log.info("result: %s%s", text(results), caveats.text(said))
 

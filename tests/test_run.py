@@ -272,6 +272,20 @@ def test_a_run_that_is_done_still_tells_what_it_skipped(tmp_path, caplog):
     assert "NOTE: 3 updates were skipped as not finite." in caplog.text
 
 
+def test_spikes_of_the_loss_stand_beside_the_final_numbers(tmp_path, caplog):
+    config = synthetic.tiny(FINETUNE)
+    with caplog.at_level("INFO"), begun(config, tmp_path, optax.sgd(0.1)) as run:
+        for step in range(1, 130):
+            run.watch(step, {"loss": 9.0 if step in (110, 120) else 1.0})
+        run.conclude({})
+        assert "spikes" not in caplog.text  # nobody has looked yet
+        run.check()
+        run.conclude({})
+    assert "the loss has a spike at step 110: 9 over" in caplog.text
+    said = "spikes of the loss since this process began: 2, the last at step 120"
+    assert f"NOTE: {said}." in caplog.text
+
+
 # Configs of older releases.
 
 

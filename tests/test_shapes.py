@@ -24,6 +24,7 @@ CHANGES = {
     "eval__every_epochs": 100.0,
     "schedule__kind": "scenic",
     "optimizer__eps": 1e-6,
+    "schedule__learning_rate_per_256": 0.032,
     "ema": 0.9,
     "steps": STEPS,
 }

@@ -28,8 +28,6 @@ from av_mae import checkpoints, pretrain  # noqa: E402
 FOLDER = Path(__file__).parent / "releases"
 CHANGES = {
     "model__variant": "Ti/4x2",
-    "model__fusion": "separate",
-    "model__depth": 1,
     "model__width": 4,
     "model__mlp": 4,
     "model__heads": 1,
@@ -51,14 +49,12 @@ def config(steps: int):
 
 
 def digests(workdir) -> dict[str, str]:
-    """SHA-256 of all arrays with their names, of the parameters and their average."""
+    """SHA-256 of every array of the parameters and their average, by name."""
     found = {}
     for part in ("params", "ema"):
-        digest = hashlib.sha256()
         values = checkpoints._names(checkpoints.load(workdir, part)[0])
-        for name in sorted(values):
-            digest.update(name.encode() + values[name].tobytes())
-        found[part] = digest.hexdigest()
+        for name, value in values.items():
+            found[f"{part}/{name}"] = hashlib.sha256(value.tobytes()).hexdigest()
     return found
 
 

@@ -278,7 +278,7 @@ def test_spikes_of_the_loss_stand_beside_the_final_numbers(tmp_path, caplog):
         for step in range(1, 130):
             run.watch(step, {"loss": 9.0 if step in (110, 120) else 1.0})
         run.conclude({})
-        assert "spikes" not in caplog.text  # nobody has looked yet
+        assert "spikes of the loss" not in caplog.text  # nobody has looked yet
         run.check()
         run.conclude({})
     assert "the loss has a spike at step 110: 9 over" in caplog.text

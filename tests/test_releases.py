@@ -121,9 +121,9 @@ def test_a_released_checkpoint_is_read_and_gone_on_from(release, tmp_path):
     found = evaluate(tmp_path)
     assert found.keys() == expected["evaluation"].keys()
     for name, value in expected["evaluation"].items():
-        assert found[name] == pytest.approx(value, rel=1e-4), name
+        assert found[name] == pytest.approx(value, rel=1e-3), name
     train(tmp_path, MORE)
     wanted = {int(step): loss for step, loss in expected["losses"].items()}
-    assert losses(tmp_path) == pytest.approx(wanted, rel=1e-4)
+    assert losses(tmp_path) == pytest.approx(wanted, rel=1e-3)
     assert sorted(wanted) == list(range(1, MORE + 1))
     assert np.isfinite(list(wanted.values())).all()

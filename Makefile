@@ -1,6 +1,9 @@
 # make demo    the whole path on a built-in data set: data, pretraining, finetuning
 # make test    linter and tests; make test-slow: the tests that take minutes
 # make results docs/digits.md: whether pretraining pays, five seeds (two hours and a half)
+# make test-lower, test-newest: a part of the tests with the oldest releases that
+#              requirements.txt allows, and with the newest on the newest Python here
+# make stress  tests with full repeats (hours); docs/reliability.md tells what they found
 # make parity  docs/parity.md: our numbers against the published programs' (minutes)
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=dir the virtual environment.
@@ -13,7 +16,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NEWEST = import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help install demo results test test-slow stress parity format
+.PHONY: help install demo results test test-slow test-lower test-newest stress parity format
 help:
 	@sed -n 's/^# \(make\)/\1/p' Makefile
 
@@ -49,7 +52,7 @@ results: $(INSTALLED)
 	@$(BIN)/python -m av_mae.results --workdir runs/results --out docs/digits.md || { \
 	  echo "make results stopped at the fault above; run it again to go on."; exit 1; }
 
-test test-slow stress parity: export JAX_PLATFORMS = cpu
+test test-slow test-lower test-newest stress parity: export JAX_PLATFORMS = cpu
 
 test: $(INSTALLED)
 	@$(BIN)/ruff check . || { echo "make test: the linter found the faults above; make format mends most."; exit 1; }
@@ -59,9 +62,31 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	@$(BIN)/python -m pytest -m slow -n auto --maxprocesses=2 --dist=worksteal || { echo "make test-slow: the tests named above failed."; exit 1; }
 
+# What meets the libraries most: media files, records, reading, models, checkpoints, and
+# the user's own commands from clips to a classifier.
+MEETING := $(addprefix tests/test_,media.py records.py pipeline.py dmvr.py spectrogram.py \
+  autoencoder.py optim.py update.py checkpoints.py loop.py end_to_end.py export.py)
+PIP := -m pip install --quiet --disable-pip-version-check --retries 2
+TRY := -m pytest -n auto --maxprocesses=2 --dist=loadfile $(MEETING)
+
+test-lower:
+	@rm -rf .venv-lower; $(PYTHON) -m venv .venv-lower
+	@sed -nE 's/^([A-Za-z0-9_-]+)>=([0-9.]+)(,<[0-9.]+)?/\1==\2/p' requirements.txt >.venv-lower/constraints.txt
+	@.venv-lower/bin/python $(PIP) -e ".[demo,dev]" -c .venv-lower/constraints.txt
+	@.venv-lower/bin/python $(TRY) || { echo "make test-lower: the tests named above failed with the oldest releases."; exit 1; }
+
+test-newest:
+	@python="$$(.ci/newest_python)"; \
+	if [ -z "$$python" ]; then echo "make test-newest: skipped, no Python 3.12 or newer was found."; exit 0; fi; \
+	rm -rf .venv-newest; "$$python" -m venv .venv-newest && .venv-newest/bin/python --version && \
+	.venv-newest/bin/python $(PIP) --upgrade -e ".[demo,dev]" && .venv-newest/bin/python $(TRY) || \
+	{ echo "make test-newest: installation or the tests named above failed with the newest releases."; exit 1; }
+
 stress: export AV_MAE_STRESS = $(STRESS)
+stress: export AV_MAE_RECORD = $(CURDIR)/docs/reliability.json
 stress: $(INSTALLED)
 	@$(BIN)/python -m pytest -m stress || { echo "make stress: the tests named above failed."; exit 1; }
+	@$(BIN)/python docs/reliability.py
 
 parity: $(INSTALLED)
 	@$(BIN)/python tests/parity.py

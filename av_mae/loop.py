@@ -7,6 +7,8 @@ import math
 import os
 import platform
 import queue
+import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 NONFINITE = "nonfinite.jsonl"
+EVENTS = "events.out.tfevents"  # and time, host and process: TensorBoard's files
 
 
 # How long, and with which randomness.
@@ -179,6 +182,35 @@ def prefetch(
 # Logs.
 
 
+@contextlib.contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Turns what keeps a file from being written into a TrainingError that names it.
+
+    A full disk, a folder that is read-only or belongs to others; TensorFlow, which
+    writes TensorBoard's files, has errors of its own for that.
+    """
+    try:
+        yield
+    except Exception as error:
+        ours = isinstance(error, OSError)
+        if not ours and not type(error).__module__.startswith("tensorflow."):
+            raise
+        reason = (error.strerror if ours else None) or str(error)
+        reason = re.sub(r"\{\{.*?\}\} *", "", reason)  # a place in TensorFlow's graph
+        raise TrainingError(
+            f"{path} could not be written: {reason.splitlines()[0][:300]}"
+            f"{free_space(path)}; make room, or choose another --workdir, and run "
+            "again to go on from the last checkpoint."
+        ) from error
+
+
+def free_space(path: Path | str) -> str:
+    """How much room there is beside a file that could not be written, in brackets."""
+    with contextlib.suppress(OSError):
+        return f" ({shutil.disk_usage(Path(path).parent).free / 2**20:.1f} MiB free)"
+    return ""
+
+
 class MetricWriter:
     """Writes numbers to `metrics.jsonl` and TensorBoard, pictures to TensorBoard.
 
@@ -190,23 +222,26 @@ class MetricWriter:
 
     def __init__(self, workdir: Path | str):
         self._file = self._board = None
+        self._path = Path(workdir) / METRICS
         if jax.process_index() != 0:
             return
-        workdir = Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        self._file = open(workdir / METRICS, "a", encoding="utf-8")
-        self._board = _tensorboard(workdir)
+        with writing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, "a", encoding="utf-8")
+            self._board = _tensorboard(self._path.parent)
 
     def write(self, step: int, numbers: Mapping[str, Any]):
         """Numbers by name (anything that float() takes) of one step."""
         if self._file is None:
             return
         line = {name: float(value) for name, value in numbers.items()}
-        self._file.write(json.dumps({"step": int(step)} | line) + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps({"step": int(step)} | line) + "\n")
+            self._file.flush()
         if self._board:
-            self._board.write_scalars(int(step), line)
-            self._board.flush()
+            with writing(self._path.with_name(EVENTS)):
+                self._board.write_scalars(int(step), line)
+                self._board.flush()
 
     def images(self, step: int, pictures: Mapping[str, Any]):
         """Pictures by name: uint8 [n h w 3] or [h w 3], or float in [0, 1]."""
@@ -216,14 +251,16 @@ class MetricWriter:
             name: picture[None] if np.ndim(picture) == 3 else picture
             for name, picture in pictures.items()
         }
-        self._board.write_images(int(step), stacks)
-        self._board.flush()
+        with writing(self._path.with_name(EVENTS)):
+            self._board.write_images(int(step), stacks)
+            self._board.flush()
 
     def close(self):
-        if self._file:
-            self._file.close()
-        if self._board:
-            self._board.close()
+        """Lets go of the files; what could not be written has been said before."""
+        for part in (self._file, self._board):
+            with contextlib.suppress(TrainingError), writing(self._path):
+                if part:
+                    part.close()
         self._file = self._board = None
 
 
@@ -255,13 +292,14 @@ def cut_metrics(workdir: Path | str, step: int):
     if jax.process_index() != 0 or not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-    temporary = path.with_name(METRICS + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with writing(path):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+        temporary = path.with_name(METRICS + ".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
 
 
 def parameter_table(params: Any) -> str:
@@ -419,7 +457,7 @@ def note_clips(
         return
     if path.exists() and line in path.read_text(encoding="utf-8"):
         return
-    with open(path, "a", encoding="utf-8") as file:
+    with writing(path), open(path, "a", encoding="utf-8") as file:
         file.write(line)
 
 

@@ -372,7 +372,9 @@ def make_draw(config, reconstruct, mesh):
             present=None if present is None else {m: present[m][:count] for m in seen},
             fps=config.data.fps / config.data.stride,
         )
-        visualise.write(pictures, run.workdir / "pictures", done)
+        folder = run.workdir / "pictures"
+        with loop.writing(folder):
+            visualise.write(pictures, folder, done)
         run.writer.images(done, pictures.stills)
 
     return draw

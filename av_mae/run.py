@@ -4,6 +4,7 @@ Both trainers use it in the same way: `start` decides from what to begin, and th
 writes numbers, pictures and checkpoints, and watches for bad numbers and pre-emption.
 """
 
+import contextlib
 import json
 import logging
 import re
@@ -66,17 +67,20 @@ class Run:
         self._newest: tuple[int, Mapping[str, Any]] = (0, {})
         self._saved: int | None = None
         self._spikes = loop.Spikes()
+        self._spiked: list[int] = []  # steps since the start of this process
         self._skipped_in_a_row = 0
         self._skipped_before = 0  # by the runs that this one goes on from
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, kind=None, *error):
         self.preemption.close()
         if self.writer:
             self.writer.close()
-        self.checkpoints.close()
+        # What ends a run matters more than that its last checkpoint failed too.
+        with contextlib.suppress(*[CheckpointError] if kind else []):
+            self.checkpoints.close()
 
     def begin(self, first: Callable[[], dict], abstract: dict, source: Callable):
         """Sets the state: 1. resume this run, 2. start from other weights, 3. anew.
@@ -126,6 +130,7 @@ class Run:
                 self._stop_or_skip(step, values, bad)
             if text := self._spikes.see(float(values["loss"])):
                 spikes.append((step, text))
+                self._spiked.append(step)
         if spikes:
             more = f" (and {len(spikes) - 1} more)" if len(spikes) > 1 else ""
             log.warning("the loss has a spike at step %d: %s%s", *spikes[0], more)
@@ -183,6 +188,11 @@ class Run:
         said = list(self.caveats)
         if skipped := int(self._newest[1].get("skipped", self._skipped_before)):
             said.append(f"{skipped} updates were skipped as not finite")
+        if self._spiked:
+            said.append(
+                f"spikes of the loss since this process began: {len(self._spiked)}, "
+                f"the last at step {self._spiked[-1]}"
+            )
         log.info("result: %s%s", text(results), caveats.text(said))
 
     def due(self, step: int) -> bool:

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reliability
 import synthetic
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from av_mae import finetune, inputs, optim, pretrain, transformer
+from av_mae import checkpoints, finetune, inputs, optim, pretrain, transformer
 from av_mae import run as runs
 from av_mae.importers import videomae
 
@@ -384,8 +385,8 @@ def hasty_compiler():
     jax.clear_caches()
 
 
-# Those whose programs differ most; the others take a step in the slow suite, where the
-# variants do too whose program is another, and in `make stress` all.
+# Those whose programs differ most; all take a step, twice, in the slow suite, where the
+# variants do whose program is another, and in `make stress` all.
 QUICK = [
     "audioset/finetune",
     "audioset/pretrain",
@@ -401,7 +402,6 @@ OTHERS = [
     ("digits/finetune", "video"),
     ("ucf101/pretrain", "av"),
     ("ucf101/pretrain", "1gpu"),
-    *((name, "") for name in NAMES if name not in QUICK),
 ]
 
 
@@ -415,6 +415,21 @@ def test_one_step_at_smoke_size(name, tmp_path, hasty_compiler):
 @pytest.mark.parametrize(("name", "arg"), EVERY if FULL else OTHERS)
 def test_one_step_of_variants(name, arg, tmp_path, hasty_compiler):
     one_step(name, arg, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.stress
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_makes_the_same_parameters(name, tmp_path, hasty_compiler):
+    found = []
+    for turn in ("one", "other"):
+        one_step(name, "", tmp_path / turn)
+        jax.clear_caches()  # traced and compiled again
+        found.append(optim.named(checkpoints.load(tmp_path / turn)[0]))
+    assert found[0].keys() == found[1].keys()
+    for key, value in found[0].items():
+        np.testing.assert_array_equal(value, found[1][key], err_msg=key)
+    reliability.record(f"the same smoke run twice: {name}", 2, "the same parameters")
 
 
 def small(name: str, arg: str):

@@ -66,6 +66,22 @@ def test_pretrain_finetune_evaluate(path):
     assert steps(finetuned) == [2, 4] and len(found) == 4  # loss and top_1
 
 
+def test_the_log_tells_what_made_the_run(path):
+    """Devices, versions, commit, the whole config with its seed, and both data sets."""
+    text = (path / "log").read_text()
+    for part in (
+        r"^\d+ CPU devices? ",
+        r"'python': '3\.",
+        r"'jax': '\d",
+        r"'git_commit': '",
+        r"^seed: \d+$",
+        r"^ +dir: \S+/set$",
+        r"^train: train of \S+/set, \d+ clips, checksum \w{16}",
+        r"^eval: validation of \S+/set, \d+ clips, checksum \w{16}",
+    ):
+        assert re.search(part, text, re.M), part
+
+
 @pytest.mark.slow
 def test_evaluating_a_pretraining_repeats_its_last_numbers(path):
     options = (path / "pretrain", path / "set", "--config.mode=eval")

@@ -1,9 +1,8 @@
-"""Runs: killed, stopped, refused, and on other numbers of devices and processes."""
+"""Runs: stopped, refused, and on other numbers of devices and processes."""
 
 import functools
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -33,7 +32,6 @@ from av_mae.importers import imported
 PRETRAIN, FINETUNE = "digits/pretrain", "digits/finetune"
 SOUND = "pretraining on sound alone"
 SCRIPT = Path(training_run.__file__)
-KILLS = 50 if os.environ.get("AV_MAE_STRESS") == "full" else 5
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -132,40 +130,12 @@ def wait_for(process, workdir, more) -> bool:
     return False
 
 
-def kill_and_restart(workdir, kills, seed):
-    """SIGKILLs about 8 steps after a start; one in five is while the run starts."""
-    draw, steps, stopped = random.Random(seed), 8 * kills, []
-    for _ in range(kills):
-        process = interrupted(workdir, steps)
-        if draw.random() < 0.2:
-            time.sleep(draw.uniform(0.0, 5.0))
-        elif wait_for(process, workdir, draw.randrange(12)):
-            time.sleep(draw.uniform(0.0, 3 * PAUSE))
-        process.kill()
-        process.communicate()
-        stopped.append(process.returncode)
-    finish(interrupted(workdir, steps, pause=0.0))
-    assert stopped.count(-signal.SIGKILL) >= 0.8 * kills, stopped
-
-
 def assert_as_uninterrupted(workdir, whole):
     assert_same_bits(state_of(workdir), state_of(whole))
     assert synthetic.lines(workdir) == synthetic.lines(whole)
     folders = [workdir / "checkpoints", whole / "checkpoints"]
     kept, wanted = ({path.name for path in folder.iterdir()} for folder in folders)
     assert kept == wanted and len(kept) == 3  # two steps and the lock
-
-
-@pytest.mark.stress
-def test_killed_at_any_moment_a_run_ends_bit_equal(whole, tmp_path):
-    kill_and_restart(tmp_path, KILLS, seed=0)
-    assert_as_uninterrupted(tmp_path, whole(8 * KILLS))
-
-
-@pytest.mark.slow
-def test_killed_at_many_moments_a_run_ends_bit_equal(whole, tmp_path):
-    kill_and_restart(tmp_path, 25, seed=1)
-    assert_as_uninterrupted(tmp_path, whole(8 * 25))
 
 
 def test_sigterm_saves_and_the_next_run_goes_on(whole, tmp_path, caplog):
@@ -302,6 +272,20 @@ def test_a_run_that_is_done_still_tells_what_it_skipped(tmp_path, caplog):
     with caplog.at_level("INFO"), begun(config, tmp_path, optax.adam(0.1)) as run:
         run.conclude({})
     assert "NOTE: 3 updates were skipped as not finite." in caplog.text
+
+
+def test_spikes_of_the_loss_stand_beside_the_final_numbers(tmp_path, caplog):
+    config = synthetic.tiny(FINETUNE)
+    with caplog.at_level("INFO"), begun(config, tmp_path, optax.sgd(0.1)) as run:
+        for step in range(1, 130):
+            run.watch(step, {"loss": 9.0 if step in (110, 120) else 1.0})
+        run.conclude({})
+        assert "spikes of the loss" not in caplog.text  # nobody has looked yet
+        run.check()
+        run.conclude({})
+    assert "the loss has a spike at step 110: 9 over" in caplog.text
+    said = "spikes of the loss since this process began: 2, the last at step 120"
+    assert f"NOTE: {said}." in caplog.text
 
 
 # Configs of older releases.

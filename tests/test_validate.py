@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reliability
 import synthetic
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -179,10 +180,17 @@ def check_valid(config):
 
 @pytest.mark.slow
 @pytest.mark.stress
-@settings(MANY, max_examples=EXAMPLES if FULL else 16)  # each compiles a step
-@given(valid())
-def test_many_valid_configs_take_a_step(config):
-    check_valid(config)
+def test_many_valid_configs_take_a_step():
+    tried = []
+
+    @settings(MANY, max_examples=EXAMPLES if FULL else 16)  # each compiles a step
+    @given(valid())
+    def check(config):
+        check_valid(config)
+        tried.append(config)
+
+    check()
+    reliability.record("random valid config", len(tried), "a step, a finite loss")
 
 
 # Random broken configs: one fault in an otherwise valid one.
@@ -299,10 +307,21 @@ def broken(draw):
 
 
 @pytest.mark.stress
-@MANY
-@given(broken())
-def test_a_broken_config_is_refused_by_its_field(case):
-    config, field = case
+def test_a_broken_config_is_refused_by_its_field():
+    tried = []
+
+    @MANY
+    @given(broken())
+    def check(case):
+        check_broken(*case)
+        tried.append(case)
+
+    check()
+    outcome = "a ConfigError that names the field, before anything is compiled"
+    reliability.record("random broken config", len(tried), outcome)
+
+
+def check_broken(config, field: str):
     with pytest.raises(ConfigError) as error:
         TRAINERS[config.trainer].check(config)
     text = str(error.value)

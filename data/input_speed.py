@@ -244,11 +244,11 @@ class _Timed:
 
         return _Timed(self._call("read", read), self._times)
 
-    def frames(self, indices):
-        return self._call("decode", self._inner.frames, indices)
+    def frames(self, *arguments):
+        return self._call("decode", self._inner.frames, *arguments)
 
-    def waveform(self):
-        return self._call("decode", self._inner.waveform)
+    def waveform(self, *arguments):
+        return self._call("decode", self._inner.waveform, *arguments)
 
 
 def measure_stages(dataset, batch_size: int, batches: int = 4) -> dict[str, float]:

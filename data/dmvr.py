@@ -48,8 +48,8 @@ import numpy as np
 from google.protobuf import message
 from PIL import Image
 
-from data import Clip, RecordError
-from data.records import SequenceExample, encode_jpeg, make_final, read_info
+from data import Clip, RecordError, storage
+from data.records import SequenceExample, encode_jpeg, read_info
 from data.transforms import cut_out
 
 FORMAT = 2  # of the kept lists
@@ -159,13 +159,11 @@ def _damaged(path: Path, offset: int, why) -> RecordError:
 
 def write_shard(path: Path, payloads: Iterable[bytes]) -> None:
     """Writes a whole TFRecord file, or nothing under this name."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with storage.writing(path) as temporary, temporary.open("wb") as file:
         for payload in payloads:
             length = struct.pack("<Q", len(payload))
             file.write(length + struct.pack("<I", masked_crc(length)))
             file.write(payload + struct.pack("<I", masked_crc(payload)))
-    make_final(temporary, path)
 
 
 # -------------------------------------------------------------------------- one record

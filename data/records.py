@@ -41,12 +41,10 @@ Sound is aligned to picture time 0: sample i belongs to i / sample_rate seconds.
 """
 
 import bisect
-import hashlib
 import io
 import json
 import math
 import os
-import socket
 import tempfile
 import threading
 from collections import OrderedDict
@@ -63,7 +61,7 @@ from av.video.reformatter import VideoReformatter
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 from PIL import Image
 
-from data import Clip, RecordError
+from data import Clip, RecordError, storage
 
 FORMAT = 1
 VERSION = "1.0.0"
@@ -528,7 +526,8 @@ class Records:
     """The records of one split, by number: a source for Grain.
 
     Args:
-        directory: what `data.prepare --out` was given, or the `DIR/NAME/1.0.0` in it.
+        directory: what `data.prepare --out` was given, or the `DIR/NAME/1.0.0` in it;
+            local or, by data/storage.py, in a bucket.
         split: such as "train".
 
     Attributes:
@@ -616,7 +615,9 @@ class Records:
             if path not in self._readers:
                 # These options are for random access; the others read far ahead.
                 options = "readahead_buffer_size:0,max_parallelism:0"
-                self._readers[path] = ArrayRecordReader(str(path), options)
+                checksum = self.info["checksums"].get(path.name)
+                local = storage.local_copy(path, checksum)
+                self._readers[path] = ArrayRecordReader(str(local), options)
             self._readers.move_to_end(path)
             if len(self._readers) > OPEN_SHARDS:
                 self._readers.popitem(last=False)
@@ -629,7 +630,7 @@ def find(directory: str | os.PathLike) -> Path:
     RecordError, with the command that makes one, where there is none; also where there
     are several.
     """
-    directory = Path(directory)
+    directory = storage.place(directory)
     if (directory / "dataset.json").is_file():
         return directory
     found = sorted(directory.glob(f"*/{VERSION}/dataset.json"))
@@ -648,7 +649,7 @@ def find(directory: str | os.PathLike) -> Path:
 
 def read_info(folder: Path) -> dict:
     """What dataset.json says; RecordError where it is damaged or of another format."""
-    path = Path(folder) / "dataset.json"
+    path = storage.place(folder) / "dataset.json"
     try:
         info = json.loads(path.read_text())
         if info["format"] == FORMAT:
@@ -689,20 +690,18 @@ def index_name(split: str) -> str:
 
 def write_shard(path: Path, payloads: Iterable[bytes]) -> None:
     """Writes a whole shard, or nothing under this name."""
-    temporary = temporary_name(path)
-    # Pictures and sound are compressed already; Riegeli still adds its checksums.
-    writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-    for payload in payloads:
-        writer.write(payload)
-    writer.close()
-    make_final(temporary, path)
+    with storage.writing(path) as temporary:
+        # Pictures and sound are compressed already; Riegeli still adds its checksums.
+        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+        for payload in payloads:
+            writer.write(payload)
+        writer.close()
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file, or nothing under this name."""
-    temporary = temporary_name(path)
-    temporary.write_text(text, encoding="utf-8")
-    make_final(temporary, path)
+    with storage.writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value) -> None:
@@ -711,28 +710,6 @@ def write_json(path: Path, value) -> None:
 
 def write_jsonl(path: Path, values: Iterable) -> None:
     write_text(path, "".join(json.dumps(value) + "\n" for value in values))
-
-
-def temporary_name(path: Path) -> Path:
-    """A name that no other process on any machine writes to at the same time."""
-    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-
-
-def make_final(temporary: Path, path: Path) -> None:
-    """Flushes a file to the disk, then gives it its name."""
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)  # the name too
-    os.close(folder)
-
-
-def checksum(path: Path) -> dict:
-    """{"sha256": hex, "size": bytes} of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return dict(sha256=digest, size=path.stat().st_size)
 
 
 def write_metadata(folder: Path, info: dict) -> None:

@@ -25,6 +25,7 @@ from data import (
     records,
     sampling,
     sources,
+    storage,
     transforms,
 )
 
@@ -145,7 +146,7 @@ def prepared(tmp_path_factory):
     records.write_jsonl(folder / records.index_name("train"), index)
     info = FakeRecords().info | dict(format=1, name="toys")
     info["splits"] = dict(train=dict(shard_lengths=[4, 2]))
-    info["checksums"] = {name: records.checksum(folder / name) for name in names}
+    info["checksums"] = {name: storage.checksum(folder / name) for name in names}
     records.write_metadata(folder, info)
     return folder.parents[1]
 

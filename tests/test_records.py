@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from data import Clip, RecordError, records
+from data import Clip, RecordError, records, storage
 from data.records import Record, Records, encode
 
 CLIPS = Path(__file__).resolve().parents[2] / "shared" / "clips"
@@ -205,7 +205,7 @@ def write_folder(directory, lengths=(3, 0, 2), kind="h264"):
             index.append(records.index_entry(Record(payloads[-1])))
         name = records.shard_name("set", "train", shard, len(lengths))
         records.write_shard(folder / name, payloads)
-        checksums[name] = records.checksum(folder / name)
+        checksums[name] = storage.checksum(folder / name)
     records.write_jsonl(folder / records.index_name("train"), index)
     info = dict(
         format=records.FORMAT, name="set", labels=["a", "b"], checksums=checksums

@@ -59,7 +59,7 @@ def test_a_record_knows_where_it_comes_from(tmp_path):
     wanted = dict(file="a.mp4", start=0.2, end=1.0, bytes=path.stat().st_size)
     wanted |= dict(width=48, height=64, fps=25.0, video_codec="h264")
     wanted |= dict(audio_codec="aac", sample_rate=44100, channels=1)
-    wanted |= dict(silent=False, short_sound=False, problems=[], settings_version=2)
+    wanted |= dict(silent=False, short_sound=False, problems=[], settings_version=1)
     assert {key: facts[key] for key in wanted} == wanted
     assert len(facts["sha256"]) == 64 and -20 < facts["rms_dbfs"] < -10
 

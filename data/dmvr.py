@@ -48,8 +48,9 @@ import numpy as np
 from google.protobuf import message
 from PIL import Image
 
-from data import Clip, RecordError
-from data.records import SequenceExample, encode_jpeg, make_final, read_info
+from data import Clip, RecordError, storage
+from data.records import SequenceExample, encode_jpeg, read_info
+from data.transforms import cut_out
 
 FORMAT = 2  # of the kept lists
 LABELS, TEXTS = "clip/label/index", "clip/label/text"
@@ -66,6 +67,7 @@ SHARD = re.compile(r"\.tfrecords?\b|-\d{5}-of-\d{5}$")
 HEADER, FOOTER = 12, 4  # bytes about a record: length and its checksum; checksum
 LOUD = 1e4  # no sound of full scale 1 gets there
 CLASSES = 1 << 20  # more than any data set has
+FORMATS = ("JPEG", "PNG")  # of stored pictures
 BAD_PICTURE = (OSError, SyntaxError, struct.error, Image.DecompressionBombError)
 LANE = 256  # values of 8 bytes that the checksum takes one after the other
 
@@ -157,13 +159,11 @@ def _damaged(path: Path, offset: int, why) -> RecordError:
 
 def write_shard(path: Path, payloads: Iterable[bytes]) -> None:
     """Writes a whole TFRecord file, or nothing under this name."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with storage.writing(path) as temporary, temporary.open("wb") as file:
         for payload in payloads:
             length = struct.pack("<Q", len(payload))
             file.write(length + struct.pack("<I", masked_crc(length)))
             file.write(payload + struct.pack("<I", masked_crc(payload)))
-    make_final(temporary, path)
 
 
 # -------------------------------------------------------------------------- one record
@@ -282,24 +282,44 @@ class Record:
 
     @cached_property
     def _shape(self) -> tuple[int, int]:
-        return self.frames([0]).shape[1:3] if self.has_rgb else (0, 0)
+        if not self.has_rgb:
+            return 0, 0
+        encoded = _bytes(self._lists[PICTURE].feature[0])
+        try:
+            with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+                return image.size[::-1]
+        except (*BAD_PICTURE, ValueError) as error:
+            raise self._broken("picture", error) from None
 
     @cached_property
     def _lists(self):
         return _parse(self._payload, self._path, self._entry.offset)[1]
 
-    def frames(self, indices: Sequence[int]) -> np.ndarray:
-        """The wanted frames, uint8 [len(indices) h w 3]; RecordError if damaged."""
+    def frames(self, indices: Sequence[int], box=None) -> np.ndarray:
+        """The wanted frames, uint8 [len(indices) h w 3]; RecordError if damaged.
+
+        box: (top, left, height, width) that is cut out of each; None: all of it.
+        """
         encoded = self._lists[PICTURE].feature
         try:
             exact, wanted = self._as_tensorflow, {int(i) for i in indices}
             decoded = {i: _decode(_bytes(encoded[i]), exact) for i in wanted}
-            return np.stack([decoded[int(i)] for i in indices])
+            return np.stack([cut_out(decoded[int(i)], box) for i in indices])
         except (*BAD_PICTURE, ValueError) as error:
             raise self._broken("picture", error) from None
 
-    def waveform(self) -> np.ndarray:
-        """The whole sound, int16 [s]; empty without; RecordError if it is damaged."""
+    def encoded_frames(self) -> list[bytes]:
+        """The pictures as they are stored."""
+        return [_bytes(feature) for feature in self._lists[PICTURE].feature]
+
+    def waveform(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The sound from sample `start` to before `stop` (its end), int16 [s].
+
+        Empty without sound; RecordError if it is damaged.
+        """
+        return self._waveform()[start:stop]
+
+    def _waveform(self) -> np.ndarray:
         sound = _floats(self._lists[SOUND])
         if (~(np.abs(sound) < LOUD)).sum() > sound.size / 100:  # NaN too
             # DMVR's own converter takes 32-bit integers' bits for floats'.
@@ -338,7 +358,7 @@ def _bytes(feature) -> bytes:
 
 def _decode(encoded: bytes, as_tensorflow: bool) -> np.ndarray:
     """A stored picture, uint8 [h w 3]; one of `BAD_PICTURE` where it is damaged."""
-    with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         sides = [layer[1:3] for layer in getattr(image, "layer", ())]
         known = image.mode == "RGB" and sides[1:] == [(1, 1)] * 2
         if as_tensorflow and known and sides[0] in ((1, 1), (2, 1), (2, 2)):

@@ -31,6 +31,7 @@ import av
 import numpy as np
 
 from data import Clip, MediaError, RecordError, manifest, media, prepare
+from data.transforms import cut_out
 
 FORMAT = 2  # of the kept lists
 SPLIT = {"train": 0.9, "validation": 0.1}  # as of data.prepare
@@ -108,15 +109,17 @@ class Record:
         facts = {k: v for k, v in self._entry.facts.items() if k in fields}
         return media.MediaInfo(**facts)
 
-    def frames(self, indices: Sequence[int]) -> np.ndarray:
+    def frames(self, indices: Sequence[int], box=None) -> np.ndarray:
         """The wanted frames, uint8 [len(indices) h w 3]; any order, repeats allowed.
 
+        box: (top, left, height, width) that is cut out of each; None: all of it.
         IndexError outside of the clip, RecordError where the file cannot be read.
         """
         indices = np.asarray(indices, np.int64).reshape(-1)
         if indices.size and not 0 <= indices.min() <= indices.max() < self.num_frames:
             raise IndexError(f"frames of {self.id}, which has {self.num_frames}")
-        out = np.empty((len(indices), self.height, self.width, 3), np.uint8)
+        height, width = box[2:] if box else (self.height, self.width)
+        out = np.empty((len(indices), height, width, 3), np.uint8)
         missing = set(indices.tolist())
         with self._reading():
             for number, pixels in media.frames_at(
@@ -129,14 +132,17 @@ class Record:
                 sought=not self._entry.problems,  # else timestamps may not be true
                 own_rate=self._rates.fps is None,
             ):
-                out[indices == number] = pixels
+                out[indices == number] = cut_out(pixels, box)
                 missing.remove(number)
         if missing:
             raise self._changed(f"frame {min(missing)} is missing")
         return out
 
-    def waveform(self) -> np.ndarray:
-        """The whole sound, int16 [s]; empty without."""
+    def waveform(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The sound from sample `start` to before `stop` (its end), int16 [s].
+
+        Empty without sound. All of it is decoded.
+        """
         if not self.has_audio:
             return np.zeros(0, np.int16)
         cut = self._row.start, self._row.end
@@ -146,7 +152,7 @@ class Record:
             )
         if sound is None or len(sound) != self.num_samples:
             raise self._changed("its sound has another length")
-        return sound
+        return sound[start:stop]
 
     @contextlib.contextmanager
     def _reading(self):

@@ -33,7 +33,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from data import Clip, RecordError, dmvr, records
+from data import Clip, RecordError, dmvr, records, storage
 from data.sources import open_records
 
 OURS = ("records, h264", "records, jpeg")
@@ -147,7 +147,7 @@ def _write_set(folder: Path, payloads: list[bytes]) -> None:
     records.write_shard(folder / name, payloads)
     read = [records.Record(payload) for payload in payloads]
     records.write_jsonl(folder / index, map(records.index_entry, read))
-    sums = {name: records.checksum(folder / name)}
+    sums = {name: storage.checksum(folder / name)}
     info = dict(format=records.FORMAT, name="clips", labels=[], statistics={})
     info |= dict(settings=dict(fps="source", sample_rate=read[0].sample_rate))
     counts = dict(clips=len(payloads), shard_lengths=[len(payloads)])
@@ -244,11 +244,11 @@ class _Timed:
 
         return _Timed(self._call("read", read), self._times)
 
-    def frames(self, indices):
-        return self._call("decode", self._inner.frames, indices)
+    def frames(self, *arguments):
+        return self._call("decode", self._inner.frames, *arguments)
 
-    def waveform(self):
-        return self._call("decode", self._inner.waveform)
+    def waveform(self, *arguments):
+        return self._call("decode", self._inner.waveform, *arguments)
 
 
 def measure_stages(dataset, batch_size: int, batches: int = 4) -> dict[str, float]:

@@ -27,7 +27,7 @@ import rich.table
 import soundfile
 from PIL import Image, ImageDraw
 
-from data import DataError, RecordError, manifest, records
+from data import DataError, RecordError, manifest, records, storage
 from data.sources import SOURCES, open_records
 
 SAMPLE = 500  # records of a split that are read for rates and sizes
@@ -50,7 +50,8 @@ def splits_of(
         try:
             info = records.read_info(records.find(where))["splits"]
         except RecordError:
-            if not Path(where).exists() or any(Path(where).glob("*/*/settings.json")):
+            folder = storage.place(where)
+            if not folder.exists() or any(folder.glob("*/*/settings.json")):
                 raise
     names = [split] if split else list(info) or [*manifest.SPLITS, "all"]
     found, errors = {}, []
@@ -255,9 +256,9 @@ def _wrong_files(found) -> Iterator[str]:
         path = found.folder / name
         if not path.is_file():
             yield f"{path}: is missing"
-        elif (size := path.stat().st_size) != expected["size"]:
+        elif (size := storage.size(path)) != expected["size"]:
             yield f"{path}: has {size} bytes, not {expected['size']}"
-        elif records.checksum(path) != expected:
+        elif storage.checksum(path) != expected:
             yield f"{path}: its SHA-256 is not that of the finished data set"
 
 

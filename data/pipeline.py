@@ -12,6 +12,7 @@ from those (floats, log-mels, flips) is left to the device.
 
 import contextlib
 import copy
+import ctypes
 import functools
 import hashlib
 import logging
@@ -38,6 +39,8 @@ CHOICES = {  # fields of config.data that take one of a few values
 }
 HAS = {"rgb": "has_rgb", "spectrogram": "has_audio"}  # modality → key of the index
 KIND = {"rgb": "picture", "spectrogram": "sound"}
+# glibc's malloc.h: M_MMAP_THRESHOLD, at its most, and M_TRIM_THRESHOLD
+MALLOPT = {-3: 32 << 20, -1: 256 << 20}
 CACHE_SHARE = 4  # data.cache fills at most this fraction (1/4) of the machine's memory
 
 log = logging.getLogger(__name__)
@@ -198,6 +201,7 @@ class Dataset:
                 f"batch_size={batch_size} does not divide among {self._num_processes} "
                 "processes; make it a multiple of their number."
             )
+        _keep_memory()
         local = batch_size // self._num_processes
         threads, workers = self._config.threads, self._config.workers
         share = dataset[self._process :: self._num_processes]
@@ -353,9 +357,23 @@ class Evaluation:
         return np.stack(frames), np.asarray(sounds, np.int64)
 
 
+def _keep_memory():
+    """Has glibc keep the memory of a batch for the next one.
+
+    By itself it gives large blocks back to the system and takes them anew, page by
+    page: of a record of 5.8 MB that is most of the time of reading it. Other C
+    libraries are left alone.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        for option, value in MALLOPT.items():
+            library.mallopt(option, value)
+
+
 def _end_with_parent(worker_index, num_workers):
     """Ends a worker process when its parent is gone, even if that was killed."""
     del worker_index, num_workers
+    _keep_memory()
     parent = multiprocessing.parent_process()
 
     def wait():

@@ -44,11 +44,12 @@ from data import (
     published,
     records,
     sharding,
+    storage,
     tally,
     workers,
 )
 
-SETTINGS_VERSION = 1  # of what this file and media.py make of the same arguments
+SETTINGS_VERSION = 2  # of what the same arguments make: media.py, records.py, here
 CLIPS_PER_SHARD = 256  # 10 s clips: about 150 MB
 LOCK_WAIT = 5.0  # s until a lock that stays taken is another run's
 FINISH_WAIT = 600.0  # s that another run may take to write index and metadata
@@ -77,7 +78,8 @@ def prepare(
 
     Args:
         source: a folder or CSV (data/manifest.py), or what data/published.py read.
-        out: where `NAME/1.0.0/` and `report.json` go.
+        out: where `NAME/1.0.0/` and `report.json` go: a local folder, or a bucket
+            (gs://, s3://; data/storage.py).
         name: of the data set; None: the name of the folder `out`.
         split: {split: fraction} for clips whose split the source does not name, the sum
             1; None: train .9, validation .1.
@@ -100,7 +102,7 @@ def prepare(
         RecordError: `out` holds something else, no clip can be decoded, or shards are
             missing where `finish` is asked for.
     """
-    out = Path(out)
+    out = storage.place(out)
     split = dict(split or {"train": 0.9, "validation": 0.1})
     settings = dict(fps=fps, short_side=short_side, frames=frames)
     settings |= dict(sample_rate=sample_rate, split=split, version=SETTINGS_VERSION)
@@ -150,7 +152,8 @@ def _check_name(name: str | None, out: Path) -> str:
     """A name that TFDS takes: letters, digits and _, a letter first."""
     pattern = r"[A-Za-z]\w*"
     if name is None:
-        name = re.sub(r"\W", "_", out.resolve().name, flags=re.ASCII)
+        own = out.name if storage.is_remote(out) else out.resolve().name
+        name = re.sub(r"\W", "_", own, flags=re.ASCII)
         name = name if re.fullmatch(pattern, name, re.ASCII) else f"set_{name}"
     if not re.fullmatch(pattern, name, re.ASCII):
         raise RecordError(
@@ -269,8 +272,8 @@ def _only_run(out: Path, folder: Path, settings: dict, lock: str = "lock"):
                 f"{folder.parent.name!r}; give that --name or another --out."
             )
     (folder / "progress").mkdir(parents=True, exist_ok=True)
-    with (folder / lock).open("w") as file:
-        if not _locked(file, LOCK_WAIT):
+    with _locked(folder / lock, LOCK_WAIT) as taken:
+        if not taken:
             raise RecordError(
                 f"{out}: is being prepared by another process; wait for it to end."
             )
@@ -281,11 +284,21 @@ def _only_run(out: Path, folder: Path, settings: dict, lock: str = "lock"):
         yield
 
 
-def _locked(lock, wait: float) -> bool:
-    """Takes the lock; False where somebody keeps it for longer than `wait` seconds.
+@contextlib.contextmanager
+def _locked(path: Path, wait: float) -> Iterator[bool]:
+    """Holds a lock; False where somebody keeps it for longer than `wait` seconds.
 
     The workers of a run that was killed inherited its lock, and outlive it by a moment.
+    A bucket has no locks: who works there twice writes the same bytes twice.
     """
+    if storage.is_remote(path):
+        yield True
+        return
+    with path.open("w") as lock:
+        yield _lock(lock, wait)
+
+
+def _lock(lock, wait: float) -> bool:
     deadline = time.monotonic() + wait
     while True:
         try:
@@ -344,8 +357,7 @@ def _make_shards(shards: list[sharding.Shard], jobs: int, runner: str, console) 
 
 def _finish(plan: dict, found: manifest.Manifest, out: Path, folder: Path) -> dict:
     """Index, metadata and report, once; {"shards_left": n} where shards are missing."""
-    with (folder / "lock-finish").open("w") as lock:
-        _locked(lock, FINISH_WAIT)
+    with _locked(folder / "lock-finish", FINISH_WAIT):
         if (folder / "dataset.json").is_file():
             return tally.read_report(out, folder)
         left = sum(sharding.known(shard) is None for shard in plan["shards"])

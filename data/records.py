@@ -21,30 +21,30 @@ to read it. A data set lies in `DIR/NAME/1.0.0/`:
 | video                     | bytes       | the picture as H.264 in MP4, or empty      |
 | jpeg                      | bytes list  | the picture as JPEG frames, or empty       |
 | sample_rate, num_samples  | int64       | of the sound; num_samples is 0 without     |
-| audio                     | bytes       | the sound as mono 16-bit FLAC, or empty    |
+| audio                     | bytes       | the sound as mono 16-bit FLAC (WAV beside  |
+|                           |             | JPEGs: decoded in no time), or empty       |
 | facts                     | bytes       | JSON: of the source file, and how it went  |
 
 Picture. H.264 by libx264 at constant quality, a key frame every 16 frames and no B
 frames, so that decoding starts at most 15 frames early. `veryfast` with
-`tune=fastdecode` (no CABAC, no deblocking, no weighted prediction) at crf 22, 8 bit
-4:2:0, BT.601 in the limited range. Measured on seven of the development clips at short
-side 256: mean PSNR 37.5 dB (lowest clip 34.6), and 16 frames at stride 4 of 340x256 in
-about 10 ms, with everything around it, in 1/10 of the bytes of JPEG. Without
-`fastdecode` the same PSNR takes 5 % fewer bytes and 1.6 times as long to decode. There
-is no `mbtree`, since with it the same small frames gave other bytes in some runs (never
-with x264's assembly code off); the same PSNR takes as many bytes without it. JPEG is at
-quality 90 (mean 40.5 dB), for those who have the disk.
+`tune=fastdecode` (no CABAC, no deblocking, no weighted prediction) at crf 23, 8 bit
+4:2:0, BT.601 in the limited range. Adaptive quantisation, transforms of 8 x 8 and
+partitions are off: measured on six of the development clips at short side 256 (mean
+PSNR 39.6 dB, lowest clip 34.3; crf 22 with them: 39.5 and 34.2), that takes 9 % fewer
+bytes, a quarter less time to decode and as much less to encode. Without `fastdecode`
+the same PSNR takes 5 % fewer bytes and 1.6 times as long to decode. There is no
+`mbtree`, since with it the same small frames gave other bytes in some runs (never with
+x264's assembly code off); the same PSNR takes as many bytes without it. JPEG is at
+quality 90, for those who have the disk.
 
 Sound is aligned to picture time 0: sample i belongs to i / sample_rate seconds.
 """
 
 import bisect
-import hashlib
 import io
 import json
 import math
 import os
-import socket
 import tempfile
 import threading
 from collections import OrderedDict
@@ -61,7 +61,7 @@ from av.video.reformatter import VideoReformatter
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 from PIL import Image
 
-from data import Clip, RecordError
+from data import Clip, RecordError, storage
 
 FORMAT = 1
 VERSION = "1.0.0"
@@ -69,11 +69,13 @@ GOP = 16  # frames from one key frame to the next
 X264 = {
     "preset": "veryfast",
     "tune": "fastdecode",
-    "crf": "22",
-    "x264-params": f"bframes=0:keyint={GOP}:scenecut=0:rc-lookahead=0:mbtree=0",
+    "crf": "23",
+    "x264-params": f"bframes=0:keyint={GOP}:scenecut=0:rc-lookahead=0:mbtree=0:"
+    "aq-mode=0:8x8dct=0:partitions=none",
 }
 COLOURS = {"colorspace": "ITU601", "color_range": "MPEG"}
 JPEG_QUALITY = 90
+SOUND_FORMATS = {"h264": "FLAC", "jpeg": "WAV"}  # by how the picture is stored
 SPOOLED = 32 << 20  # bytes of an encoded picture that memory holds
 OPEN_SHARDS = 256  # readers kept open; a process may have 1024 files open
 SINGLE = ("id", "has_rgb", "has_audio", "num_frames", "height", "width", "fps", "video")
@@ -172,7 +174,7 @@ def encode_parts(
     The whole clip is encoded when this returns; a long picture waits on the disk.
     """
     fields = dict(id=id.encode(), labels=[int(label) for label in labels])
-    fields |= _picture(clip, frames) | _sound(clip)
+    fields |= _picture(clip, frames) | _sound(clip, SOUND_FORMATS[frames])
     facts = dict(facts or {}, **clip.source)
     facts |= dict(problems=list(clip.problems), rms_dbfs=_loudness(clip.waveform))
     picture = fields["num_frames"] / fields["fps"] if fields["has_rgb"] else 0.0
@@ -305,7 +307,7 @@ def encode_jpeg(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _sound(clip: Clip) -> dict:
+def _sound(clip: Clip, format: str) -> dict:
     """The features of the sound."""
     samples = np.zeros(0, np.int16) if clip.waveform is None else clip.waveform
     if samples.dtype != np.int16 or samples.ndim != 1:
@@ -314,7 +316,7 @@ def _sound(clip: Clip) -> dict:
         )
     file = io.BytesIO()
     if samples.size:
-        soundfile.write(file, samples, clip.sample_rate, "PCM_16", format="FLAC")
+        soundfile.write(file, samples, clip.sample_rate, "PCM_16", format=format)
     size = dict(sample_rate=clip.sample_rate, num_samples=samples.size)
     return dict(has_audio=int(samples.size > 0), audio=file.getvalue(), **size)
 
@@ -379,10 +381,15 @@ class Record:
     sample_rate = property(lambda self: self._fields["sample_rate"])
     num_samples = property(lambda self: self._fields["num_samples"])
 
-    def frames(self, indices: Sequence[int]) -> np.ndarray:
+    def frames(
+        self, indices: Sequence[int], box: tuple[int, int, int, int] | None = None
+    ) -> np.ndarray:
         """The wanted frames, uint8 [len(indices) h w 3]; any order, repeats allowed.
 
         Decodes from the nearest key frame at or before each wanted run on.
+
+        Args:
+            box: (top, left, height, width) that is cut out of each; None: all of it.
 
         Raises:
             IndexError: an index is not in [0, num_frames).
@@ -397,12 +404,17 @@ class Record:
         places = {}
         for place, index in enumerate(indices):
             places.setdefault(index, []).append(place)
-        out = np.empty((len(indices), self.height, self.width, 3), np.uint8)
+        top, left, height, width = box or (0, 0, self.height, self.width)
+        out = np.empty((len(indices), height, width, 3), np.uint8)
         decode = self._decode_h264 if self._fields["video"] else self._decode_jpeg
         try:
             for index, pixels in decode(sorted(places)):
-                out[places.pop(index)] = pixels
-        except (av.FFmpegError, OSError, ValueError) as error:
+                if pixels.shape != (self.height, self.width, 3):
+                    raise ValueError(f"frame {index} has the shape {pixels.shape}")
+                pixels = pixels[top : top + height, left : left + width]
+                for place in places.pop(index):
+                    out[place] = pixels
+        except (av.FFmpegError, ValueError) as error:
             raise self._damaged("picture", error) from None
         if places:
             raise self._damaged("picture", f"frame {min(places)} is missing")
@@ -442,23 +454,32 @@ class Record:
                 yield frame
 
     def _decode_jpeg(self, wanted: list[int]):
+        """As `_decode_h264`; FFmpeg takes 2/3 of libjpeg's time, for 1 dB of colour."""
+        decoder = av.CodecContext.create("mjpeg", "r")
+        decoder.thread_count = 1
+        decoder.options = {"err_detect": "explode"}
+        reformatter = VideoReformatter()
         for index in wanted:
-            with Image.open(io.BytesIO(self._fields["jpeg"][index])) as image:
-                yield index, np.asarray(image.convert("RGB"))
+            for frame in decoder.decode(av.Packet(self._fields["jpeg"][index])):
+                yield index, _rgb(frame, reformatter, "JPEG")
 
-    def waveform(self) -> np.ndarray:
-        """The whole sound, int16 [s]; empty without. RecordError if it is damaged."""
+    def waveform(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The sound from sample `start` to before `stop` (its end), int16 [s].
+
+        Empty without sound; RecordError if it is damaged.
+        """
         if not self.has_audio:
             return np.zeros(0, np.int16)
+        wanted = len(range(*slice(start, stop).indices(self.num_samples)))
         try:
-            samples, _ = soundfile.read(
-                io.BytesIO(self._fields["audio"]), dtype="int16"
-            )
+            with soundfile.SoundFile(io.BytesIO(self._fields["audio"])) as file:
+                whole, _ = len(file), file.seek(start)
+                samples = file.read(wanted, dtype="int16")
         except (soundfile.SoundFileError, ValueError) as error:
             raise self._damaged("sound", error) from None
-        if samples.shape != (self.num_samples,):
+        if whole != self.num_samples or samples.shape != (wanted,):
             raise self._damaged(
-                "sound", f"{samples.size} of {self.num_samples} samples can be decoded"
+                "sound", f"{samples.size} of {wanted} samples can be decoded"
             )
         return samples
 
@@ -488,12 +509,12 @@ def _runs(wanted: list[int]) -> list[list[int]]:
     return runs
 
 
-def _rgb(frame, reformatter) -> np.ndarray:
+def _rgb(frame, reformatter, color_range: str = COLOURS["color_range"]) -> np.ndarray:
     return reformatter.reformat(
         frame,
         format="rgb24",
         src_colorspace=COLOURS["colorspace"],
-        src_color_range=COLOURS["color_range"],
+        src_color_range=color_range,
         threads=1,
     ).to_ndarray()
 
@@ -505,7 +526,8 @@ class Records:
     """The records of one split, by number: a source for Grain.
 
     Args:
-        directory: what `data.prepare --out` was given, or the `DIR/NAME/1.0.0` in it.
+        directory: what `data.prepare --out` was given, or the `DIR/NAME/1.0.0` in it;
+            local or, by data/storage.py, in a bucket.
         split: such as "train".
 
     Attributes:
@@ -593,7 +615,9 @@ class Records:
             if path not in self._readers:
                 # These options are for random access; the others read far ahead.
                 options = "readahead_buffer_size:0,max_parallelism:0"
-                self._readers[path] = ArrayRecordReader(str(path), options)
+                checksum = self.info["checksums"].get(path.name)
+                local = storage.local_copy(path, checksum)
+                self._readers[path] = ArrayRecordReader(str(local), options)
             self._readers.move_to_end(path)
             if len(self._readers) > OPEN_SHARDS:
                 self._readers.popitem(last=False)
@@ -606,7 +630,7 @@ def find(directory: str | os.PathLike) -> Path:
     RecordError, with the command that makes one, where there is none; also where there
     are several.
     """
-    directory = Path(directory)
+    directory = storage.place(directory)
     if (directory / "dataset.json").is_file():
         return directory
     found = sorted(directory.glob(f"*/{VERSION}/dataset.json"))
@@ -625,7 +649,7 @@ def find(directory: str | os.PathLike) -> Path:
 
 def read_info(folder: Path) -> dict:
     """What dataset.json says; RecordError where it is damaged or of another format."""
-    path = Path(folder) / "dataset.json"
+    path = storage.place(folder) / "dataset.json"
     try:
         info = json.loads(path.read_text())
         if info["format"] == FORMAT:
@@ -666,20 +690,18 @@ def index_name(split: str) -> str:
 
 def write_shard(path: Path, payloads: Iterable[bytes]) -> None:
     """Writes a whole shard, or nothing under this name."""
-    temporary = temporary_name(path)
-    # Pictures and sound are compressed already; Riegeli still adds its checksums.
-    writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-    for payload in payloads:
-        writer.write(payload)
-    writer.close()
-    make_final(temporary, path)
+    with storage.writing(path) as temporary:
+        # Pictures and sound are compressed already; Riegeli still adds its checksums.
+        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+        for payload in payloads:
+            writer.write(payload)
+        writer.close()
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file, or nothing under this name."""
-    temporary = temporary_name(path)
-    temporary.write_text(text, encoding="utf-8")
-    make_final(temporary, path)
+    with storage.writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value) -> None:
@@ -688,28 +710,6 @@ def write_json(path: Path, value) -> None:
 
 def write_jsonl(path: Path, values: Iterable) -> None:
     write_text(path, "".join(json.dumps(value) + "\n" for value in values))
-
-
-def temporary_name(path: Path) -> Path:
-    """A name that no other process on any machine writes to at the same time."""
-    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-
-
-def make_final(temporary: Path, path: Path) -> None:
-    """Flushes a file to the disk, then gives it its name."""
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)  # the name too
-    os.close(folder)
-
-
-def checksum(path: Path) -> dict:
-    """{"sha256": hex, "size": bytes} of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return dict(sha256=digest, size=path.stat().st_size)
 
 
 def write_metadata(folder: Path, info: dict) -> None:

@@ -23,9 +23,13 @@ class Sound(NamedTuple):
     def key(self):
         return "spectrogram" if self.mels else "waveform"
 
-    def of(self, clip):
-        """The sound of a clip, int16 [s] or float32 [t f]."""
-        return clip.log_mel() if self.mels else clip.waveform()
+    def of(self, clip, start=0, stop=None):
+        """A clip's sound from `start` to before `stop`, int16 [s] or float32 [t f]."""
+        return clip.log_mel()[start:stop] if self.mels else clip.waveform(start, stop)
+
+    def length(self, clip):
+        """How many samples, or rows, a clip has."""
+        return clip.num_values // self.mels if self.mels else clip.num_samples
 
     def bytes(self, record):
         return 4 * record.num_values if self.mels else 2 * record.num_samples
@@ -48,11 +52,27 @@ class Kept(NamedTuple):
     pictures: np.ndarray | None  # uint8 [t h w c]
     sound: np.ndarray | None  # int16 [s], or float32 [t f]
 
-    def frames(self, indices):
-        return self.pictures[indices]
+    @property
+    def height(self):
+        return self.pictures.shape[1]
 
-    def waveform(self):
-        return self.sound
+    @property
+    def width(self):
+        return self.pictures.shape[2]
+
+    @property
+    def num_samples(self):
+        return len(self.sound)
+
+    @property
+    def num_values(self):
+        return self.sound.size
+
+    def frames(self, indices, box=None):
+        return transforms.cut_out(self.pictures, box)[indices]
+
+    def waveform(self, start=0, stop=None):
+        return self.sound[start:stop]
 
     def log_mel(self):
         return self.sound
@@ -124,12 +144,12 @@ class Reader:
         def boxes(height, width):
             return [transforms.CROPS[config.crop](rng, height, width, config.size)]
 
-        def change(frames):
-            return randaugment.apply(frames, randaugment.draw(self.policy, rng))
+        def draw():
+            return randaugment.draw(self.policy, rng)
 
-        change = change if self.policy else None
+        draw = draw if self.policy else None
         stored = self._from_stored
-        return self._row(int(number), windows, boxes, stored=stored, change=change)
+        return self._row(int(number), windows, boxes, stored=stored, draw=draw)
 
     def evaluate(self, number):
         """A row of `views` × `crops`, crops fastest; nothing is random."""
@@ -148,30 +168,30 @@ class Reader:
 
         return self._row(int(number), windows, boxes, config.crops)
 
-    def _row(self, number, windows, boxes, crops=1, stored=False, change=None):
+    def _row(self, number, windows, boxes, crops=1, stored=False, draw=None):
         """A row of the batch: `windows` picks frames and sound, `boxes` their crops.
 
-        stored: boxes are of the pictures as they are stored, not as resized.
+        stored: boxes are of the pictures as they are stored, not as resized. draw: of
+        RandAugment's changes of whole pictures, if any; asked, as `boxes` is, once for
+        each window.
         """
         clip = self._clip(number)
         rgb = "rgb" in self.modalities and clip.has_rgb
         audio = "spectrogram" in self.modalities and clip.has_audio
-        sound = self.sound.of(clip) if audio else ()
         frames, sounds = windows(
             sampling.Length(
                 num_frames=clip.num_frames if rgb else 0,
                 fps=clip.fps,
-                num_samples=len(sound),
+                num_samples=self.sound.length(clip) if audio else 0,
             )
         )
         row = self._padding(len(frames) * crops)
         row |= {"index": np.int64(number), "valid": np.True_}
         if rgb:
-            pictures, where = self._pictures(clip, frames, stored)
-            row["rgb"] = self._crops(pictures, where, boxes, change)
+            row["rgb"] = self._pictures(clip, frames, boxes, stored, draw)
             row["has_rgb"] = np.True_
         if audio:
-            row[self.sound.key] = self._sounds(sound, sounds, crops)
+            row[self.sound.key] = self._sounds(clip, sounds, crops)
             row["has_audio"] = np.True_
         if self.label != "none":
             row["label"] = self._label(clip.labels)
@@ -190,38 +210,51 @@ class Reader:
             row["label"] = self._label(())
         return row
 
-    def _pictures(self, clip, windows, stored):
-        """Decoded frames and where in them each window's are, int [v t].
+    def _pictures(self, clip, windows, boxes, stored, draw):
+        """uint8 [v t h w c] of windows of frames [v t], crops fastest.
 
-        A frame that several windows share is decoded once.
+        A frame that several windows share is decoded once, and no more of it is kept
+        than the boxes need.
         """
-        needed, where = np.unique(windows, return_inverse=True)
-        pictures = clip.frames(needed)
+        shape, method = (clip.height, clip.width), self.config.resize
+        resized = shape
         if not stored:
+            resized = transforms.resized_shape(*shape, self.short_side)
+        drawn = [(draw() if draw else None, boxes(*resized)) for _ in windows]
+        part = None
+        if shape == resized and not draw:
+            part = transforms.enclosing([box for _, listed in drawn for box in listed])
+        needed, where = np.unique(windows, return_inverse=True)
+        pictures = clip.frames(needed, part)
+        if shape != resized:
             pictures = self._resize(pictures)
-        return pictures, where.reshape(len(windows), self.want.num_frames)
-
-    def _crops(self, pictures, where, boxes, change):
-        """uint8 [v t h w c], crops fastest.
-
-        `change` of whole frames, if any, and `boxes` are asked once per window.
-        """
-        size, method, crops = self.config.size, self.config.resize, []
-        for window in where:
+        crops = []
+        for (change, listed), window in zip(
+            drawn, where.reshape(len(windows), -1), strict=True
+        ):
             own, order = np.unique(window, return_inverse=True)
             frames = pictures if len(own) == len(pictures) else pictures[own]
-            frames = change(frames) if change else frames
-            for box in boxes(*pictures.shape[1:3]):
-                crops.append(transforms.crop(frames, box, size, method)[order])
-        return np.stack(crops)
+            in_order = np.array_equal(order, np.arange(len(order)))
+            frames = randaugment.apply(frames, change) if draw else frames
+            for box in listed:
+                if part:
+                    box = (box[0] - part[0], box[1] - part[1], *box[2:])
+                found = transforms.crop(frames, box, self.config.size, method)
+                crops.append(found if in_order else found[order])
+        return crops[0][None] if len(crops) == 1 else np.stack(crops)
 
-    def _sounds(self, sound, starts, crops):
+    def _sounds(self, clip, starts, crops):
         """[v s] or [v t f 1]; the crops of one view hear the same."""
         length, views = self.want.num_samples, len(starts) * crops
         if self.want.align == "whole":
+            sound = self.sound.of(clip, 0, length)
             windows = [sampling.beginning(sound, length)] * len(starts)
         else:
-            windows = [sampling.cut(sound, start, length) for start in starts]
+            first, last = min(starts), max(starts) + length
+            if first < 0 or last > self.sound.length(clip):  # it is looped
+                first, last = 0, None
+            sound = self.sound.of(clip, first, last)
+            windows = [sampling.cut(sound, start - first, length) for start in starts]
         windows = np.repeat(np.stack(windows), crops, axis=0)
         return windows.reshape(self.sound.silence(views, length).shape)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data import DataError, dmvr, manifest, media, records, workers
+from data import DataError, dmvr, manifest, media, records, storage, workers
 
 CUT_SLACK = 1.0  # s by which a file that was cut already may be longer than its part
 
@@ -41,7 +41,7 @@ def known(shard: Shard) -> dict | None:
     """What an earlier run wrote down of a shard; None where it is to be made."""
     if shard.progress.is_file() and shard.path.is_file():
         facts = json.loads(shard.progress.read_text())
-        if shard.path.stat().st_size == facts["checksum"]["size"]:
+        if storage.size(shard.path) == facts["checksum"]["size"]:
             return facts
     return None
 
@@ -70,7 +70,7 @@ def write(shard: Shard, outcomes: Iterator[workers.Outcome]) -> None:
 
     in_dmvr = dmvr.is_shard(shard.path)
     (dmvr if in_dmvr else records).write_shard(shard.path, payloads())
-    sums = records.checksum(shard.path)
+    sums = storage.checksum(shard.path)
     records.write_json(shard.progress, dict(clips=clips, failed=failed, checksum=sums))
 
 
@@ -140,7 +140,7 @@ def _beating(frames: Iterable, beat: Callable) -> Iterator:
 
 @functools.lru_cache(maxsize=16)  # many clips may be cut from one file
 def _sha256(path: Path, size: int, time_ns: int) -> str:
-    return records.checksum(path)["sha256"]
+    return storage.checksum(path)["sha256"]
 
 
 def make_with_beam(shards: list[Shard]) -> None:

@@ -25,9 +25,10 @@ processes:
 | index           | per record: dict of id, labels, has_rgb, has_audio, num_frames     |
 | damaged         | messages of damaged records that opening passed over               |
 | record(number)  | the record: id, labels, num_frames, fps, height, width,            |
-|                 | sample_rate, num_samples, has_rgb, has_audio, frames(indices) →    |
-|                 | uint8 [t h w 3], waveform() → int16 [s], or log_mel() → float32    |
-|                 | [t f] where the records hold one; RecordError where it is damaged  |
+|                 | sample_rate, num_samples, has_rgb, has_audio, frames(indices, box) |
+|                 | → uint8 [t h w 3], waveform(start, stop) → int16 [s], or log_mel() |
+|                 | → float32 [t f] where the records hold one; RecordError where it   |
+|                 | is damaged                                                         |
 """
 
 import os

@@ -20,7 +20,7 @@ import rich.progress
 import rich.table
 import rich.text
 
-from data import manifest, records, workers
+from data import manifest, records, storage, workers
 
 LOST_SHARE = 0.01  # of the clips without a modality, from which on a warning is due
 SHOWN = 30  # failures and classes on screen; report.json has all
@@ -50,7 +50,7 @@ def finish(plan: dict, found: manifest.Manifest, out: Path, folder: Path) -> dic
         clips = [clip for part in parts for clip in part["clips"]]
         index = folder / records.index_name(split)
         records.write_jsonl(index, (clip["index"] for clip in clips))
-        sums[index.name] = records.checksum(index)
+        sums[index.name] = storage.checksum(index)
         lengths = [len(part["clips"]) for part in parts]
         failed = sum(len(part["failed"]) for part in parts)
         splits[split] = _count(clips, plan["labels"])
@@ -69,7 +69,10 @@ def finish(plan: dict, found: manifest.Manifest, out: Path, folder: Path) -> dic
         _write_missing(out / "missing.csv", found, plan["shards"], report["failed"])
     records.write_json(out / "report.json", report)
     records.write_metadata(folder, info)
-    shutil.rmtree(folder / "progress", ignore_errors=True)
+    for done_with in (folder / "progress").glob("*"):
+        done_with.unlink(missing_ok=True)
+    if not storage.is_remote(folder):  # a bucket has no folders
+        shutil.rmtree(folder / "progress", ignore_errors=True)
     for leftover in folder.glob("*.tmp"):  # of writers that were killed
         leftover.unlink(missing_ok=True)
     return report

@@ -41,8 +41,10 @@ from PIL import Image
 
 from data import RecordError
 from data.records import Example
+from data.transforms import cut_out
 
 FORMAT = 1  # of the kept lists
+FORMATS = ("JPEG", "PNG")  # of stored pictures
 NAMES = ("id", "video_id", "key", "filename", "file_name", "video_name")
 
 log = logging.getLogger(__name__)
@@ -84,37 +86,50 @@ class Record:
 
     @cached_property
     def _shape(self) -> tuple[int, int]:
-        return self.frames([0]).shape[1:3] if self.has_rgb else (0, 0)
+        if not self.has_rgb:
+            return 0, 0
+        encoded = self._features[self._layout.picture].bytes_list.value[0]
+        try:
+            with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+                return image.size[::-1]
+        except (OSError, SyntaxError, ValueError) as error:
+            raise _damaged(self._where, f"its picture: {error}") from None
 
     @cached_property
     def _features(self):
         return _parse(self._payload, self._where)
 
-    def frames(self, indices: Sequence[int]) -> np.ndarray:
-        """The wanted frames, uint8 [len(indices) h w 3]; RecordError if damaged."""
+    def frames(self, indices: Sequence[int], box=None) -> np.ndarray:
+        """The wanted frames, uint8 [len(indices) h w 3]; RecordError if damaged.
+
+        box: (top, left, height, width) that is cut out of each; None: all of it.
+        """
         encoded = self._features[self._layout.picture].bytes_list.value
         try:
             decoded = {i: _decode(encoded[i]) for i in {int(i) for i in indices}}
-            return np.stack([decoded[int(i)] for i in indices])
+            return np.stack([cut_out(decoded[int(i)], box) for i in indices])
         except (OSError, SyntaxError, ValueError) as error:
             raise _damaged(self._where, f"its picture: {error}") from None
 
-    def waveform(self) -> np.ndarray:
-        """The whole sound, int16 [s]; empty without; RecordError if it is damaged."""
+    def waveform(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The sound from sample `start` to before `stop` (its end), int16 [s].
+
+        Empty without sound; RecordError if it is damaged.
+        """
         if not self.has_audio:
             return np.zeros(0, np.int16)
         feature = self._features[self._layout.sound]
         floats = feature.WhichOneof("kind") == "float_list"
         values = (feature.float_list if floats else feature.int64_list).value
         sound = np.asarray(values, np.float64).reshape(-1, self._layout.channels)
-        sound = sound.mean(axis=1) * (32768 if floats else 1)
+        sound = sound[start:stop].mean(axis=1) * (32768 if floats else 1)
         if not np.isfinite(sound).all():
             raise _damaged(self._where, "its sound: a sample is no finite number")
         return np.clip(np.rint(sound), -32768, 32767).astype(np.int16)
 
 
 def _decode(encoded: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         return np.asarray(image.convert("RGB"))
 
 

@@ -56,12 +56,18 @@ def resize(frames: np.ndarray, short_side: int, method: str) -> np.ndarray:
     return _scaled(frames, (0, 0, height, width), shape, method)
 
 
+def cut_out(frames: np.ndarray, box: tuple[int, int, int, int] | None) -> np.ndarray:
+    """The box of frames [… h w c], a view; all of them where it is None."""
+    if box is None:
+        return frames
+    top, left, height, width = box
+    return frames[..., top : top + height, left : left + width, :]
+
+
 def crop(frames: np.ndarray, box: Box, size: int, method: str) -> np.ndarray:
     """The box of frames [t h w c] as squares of side `size`; a view where it fits."""
     if all(isinstance(side, int) for side in box):
-        top, left, height, width = box
-        frames = frames[:, top : top + height, left : left + width]
-        box = (0, 0, height, width)
+        frames, box = cut_out(frames, box), (0, 0, *box[2:])
     return _scaled(frames, box, (size, size), method)
 
 
@@ -112,6 +118,19 @@ RESIZES = {"antialias": _antialias, "bilinear": _bilinear}
 
 
 # ----------------------------------------------------------------------- boxes of crops
+
+
+def enclosing(boxes: list[Box]) -> tuple[int, int, int, int] | None:
+    """The smallest box that holds all of whole numbers.
+
+    None where a box is of fractions: scaling it looks beyond its edges.
+    """
+    if not all(isinstance(side, int) for box in boxes for side in box):
+        return None
+    top, left = min(box[0] for box in boxes), min(box[1] for box in boxes)
+    bottom = max(box[0] + box[2] for box in boxes)
+    right = max(box[1] + box[3] for box in boxes)
+    return top, left, bottom - top, right - left
 
 
 def random_box(rng: np.random.Generator, height: int, width: int, size: int) -> Box:

@@ -585,7 +585,7 @@ def test_a_prepared_record_becomes_one_of_dmvr_without_loss(tmp_path):
         assert other.num_frames == 5
         np.testing.assert_array_equal(other.waveform(), record.waveform())
     every = range(5)
-    np.testing.assert_array_equal(again.record(0).frames(every), jpeg.frames(every))
+    assert again.record(0).encoded_frames() == jpeg.encoded_frames()
     error = again.record(1).frames(every).astype(int) - h264.frames(every)
     assert np.abs(error).mean() < 12  # noise of single pixels is the worst for a JPEG
     context = dmvr.SequenceExample.FromString(made[0]).context.feature
@@ -609,8 +609,11 @@ def test_prepare_writes_what_is_read_back_equal(tmp_path):
     assert ours.ids == theirs.ids and ours.label_names == theirs.label_names
     for batch, other in zip(ours.evaluate(4), theirs.evaluate(4), strict=True):
         assert batch.keys() == other.keys()
-        for key in batch:
+        for key in set(batch) - {"rgb"}:
             np.testing.assert_array_equal(batch[key], other[key])
+        # The same JPEGs, here by libjpeg (as TensorFlow), there by FFmpeg.
+        error = batch["rgb"].astype(int) - other["rgb"]
+        assert np.abs(error).mean() < 3
     (folder,) = tmp_path.glob("dmvr/dmvr/1.0.0")
     assert (folder / "labels.txt").read_text() == "bell\ndrum\n"
     pattern = load(f"{folder}/{{split}}.tfrecord@1", config=fields)

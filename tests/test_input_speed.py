@@ -40,8 +40,7 @@ def test_the_three_forms_hold_the_same_clips(prepared, tmp_path):
             sound = found.record(place).waveform()
             np.testing.assert_array_equal(one.record(i).waveform(), sound)
             assert one.record(i).num_frames == 40
-    frames = jpeg.record(1).frames([3, 9])
-    np.testing.assert_array_equal(frames, other.record(1).frames([3, 9]))
+    assert jpeg.record(1).encoded_frames() == other.record(1).encoded_frames()
 
 
 def test_stages_are_all_of_a_row(prepared):

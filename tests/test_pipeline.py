@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import logging
+import platform
 import re
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from data import (
     records,
     sampling,
     sources,
+    storage,
     transforms,
 )
 
@@ -66,18 +68,20 @@ class FakeRecord:
         self.num_frames, self.fps = entry["num_frames"], 25.0
         self.height, self.width, self.sample_rate = 8, 12, RATE
         self.num_samples = 3200 if self.has_audio else 0
-        self.decoded = []
+        self.decoded, self.boxes, self.heard = [], [], []
 
-    def frames(self, indices):
+    def frames(self, indices, box=None):
         self.decoded.append(list(indices))
+        self.boxes.append(box)
         frames = np.empty((len(indices), 8, 12, 3), np.uint8)
         frames[..., 0] = self.number
         frames[..., 1] = np.asarray(indices)[:, None, None]
         frames[..., 2] = np.arange(12)
-        return frames
+        return transforms.cut_out(frames, box)
 
-    def waveform(self):
-        return np.arange(3200, dtype=np.int16)
+    def waveform(self, start=0, stop=None):
+        self.heard.append((start, stop))
+        return np.arange(3200, dtype=np.int16)[start:stop]
 
 
 class FakeRecords:
@@ -142,7 +146,7 @@ def prepared(tmp_path_factory):
     records.write_jsonl(folder / records.index_name("train"), index)
     info = FakeRecords().info | dict(format=1, name="toys")
     info["splits"] = dict(train=dict(shard_lengths=[4, 2]))
-    info["checksums"] = {name: records.checksum(folder / name) for name in names}
+    info["checksums"] = {name: storage.checksum(folder / name) for name in names}
     records.write_metadata(folder, info)
     return folder.parents[1]
 
@@ -288,6 +292,52 @@ def test_samples_of_a_clip_come_from_one_decode(load):
     take(load(records, config=dict(samples_per_clip=3, threads=0)).train(1), 1)
     ((indices,),) = [record.decoded for record in records.records]
     assert indices == sorted(set(indices)) and len(indices) > 4
+
+
+def test_no_more_is_decoded_than_the_windows_need(load):
+    records = FakeRecords(1)
+    config = dict(samples_per_clip=2, threads=0, size=6, audio_align="window")
+    dataset = load(records, config=config)
+    batches, (record,) = take(dataset.train(1), 12), records.records
+    for batch, box, heard in zip(batches, record.boxes, record.heard, strict=True):
+        columns = batch["rgb"][..., 2]
+        assert box[1] == columns.min() and box[1] + box[3] == columns.max() + 1
+        sound, (start, stop) = batch["waveform"], heard
+        if stop is not None:
+            assert (start, stop) == (sound.min(), sound.max() + 1)
+    looped = [stop is None for _, stop in record.heard]
+    assert 0 < sum(looped) < len(looped)
+    for other in (dict(randaugment="rand-m9-n3-inc1"), dict(crop="jitter")):
+        take(load(records, config=config | other).train(1), 1)
+        assert record.boxes.pop() is None
+    larger = dict(size=16, threads=0)  # scaled up as a whole
+    take(load(records, config=larger).train(1), 1)
+    assert record.boxes[12:] == [None]
+
+
+def test_the_memory_of_a_batch_is_kept():
+    code = (
+        "import resource\n"
+        "from data import pipeline\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def use():\n"
+        "    before = faults()\n"
+        "    for _ in range(8):\n"
+        "        blocks = [bytearray(b'x') * (20 << 20) for _ in range(2)]\n"
+        "    return faults() - before\n"
+        "usual = use()\n"
+        "pipeline._keep_memory()\n"
+        "use()\n"
+        "print(usual, use())\n"
+    )
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True
+    )
+    usual, kept = map(int, done.stdout.split())
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("only glibc is asked to")
+    assert kept < usual / 10, done.stderr
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])

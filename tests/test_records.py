@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from data import Clip, RecordError, records
+from data import Clip, RecordError, records, storage
 from data.records import Record, Records, encode
 
 CLIPS = Path(__file__).resolve().parents[2] / "shared" / "clips"
@@ -71,9 +71,22 @@ def test_random_access_is_exact_and_faithful(kind, fps):
         rng.permutation(70),
     ):
         np.testing.assert_array_equal(record.frames(wanted), everything[list(wanted)])
+        part = record.frames(wanted, (3, 20, 31, 15))
+        np.testing.assert_array_equal(part, everything[list(wanted), 3:34, 20:35])
     for wanted in ([70], [-1]):
         with pytest.raises(IndexError):
             record.frames(wanted)
+
+
+@pytest.mark.parametrize("kind", ["h264", "jpeg"])
+def test_a_part_of_the_sound_is_what_it_is_in_the_whole(kind):
+    record = Record(encode(Clip(moving_picture(1), 25.0, noise()), "x", frames=kind))
+    for start, stop in ((0, 20000), (0, 1), (4099, 9000), (19999, None), (500, 500)):
+        part = record.waveform(start, stop)
+        np.testing.assert_array_equal(part, noise()[start:stop])
+        assert part.dtype == np.int16
+    magic = {"h264": b"fLaC", "jpeg": b"RIFF"}[kind]
+    assert record._fields["audio"].startswith(magic)
 
 
 def test_only_the_needed_groups_of_pictures_are_decoded(payload, monkeypatch):
@@ -136,13 +149,17 @@ def test_a_clip_of_no_known_kind_is_refused():
         encode(Clip(moving_picture(1), 25.0, None), "clip", frames="png")
 
 
-@pytest.mark.parametrize("part", ["video", "audio"])
+@pytest.mark.parametrize("part", ["video", "audio", "jpeg"])
 def test_damage_inside_a_record_is_named(payload, part):
+    if part == "jpeg":
+        clip = Clip(moving_picture(1), 25.0, noise())
+        payload = encode(clip, "a/clip.mp4", frames="jpeg")
     example = records.Example.FromString(payload)
     values = example.features.feature[part].bytes_list
     values.value[0] = values.value[0][: len(values.value[0]) // 2]
     record = Record(example.SerializeToString(), "set: record 7 of train")
-    read = dict(video=lambda: record.frames([69]), audio=record.waveform)[part]
+    read = dict(video=lambda: record.frames([69]), jpeg=lambda: record.frames([0]))
+    read = dict(read, audio=record.waveform)[part]
     with pytest.raises(
         RecordError, match="record 7 of train .a/clip.mp4.: its .*damaged"
     ):
@@ -188,7 +205,7 @@ def write_folder(directory, lengths=(3, 0, 2), kind="h264"):
             index.append(records.index_entry(Record(payloads[-1])))
         name = records.shard_name("set", "train", shard, len(lengths))
         records.write_shard(folder / name, payloads)
-        checksums[name] = records.checksum(folder / name)
+        checksums[name] = storage.checksum(folder / name)
     records.write_jsonl(folder / records.index_name("train"), index)
     info = dict(
         format=records.FORMAT, name="set", labels=["a", "b"], checksums=checksums

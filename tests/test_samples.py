@@ -24,7 +24,7 @@ class Damaged(FakeRecords):
             self.records[number].frames = self._refuse(number)
 
     def _refuse(self, number):
-        def frames(indices):
+        def frames(indices, box=None):
             raise RecordError(f"shard: record {number} is damaged")
 
         return frames
@@ -58,7 +58,7 @@ def test_damage_that_some_windows_show_counts_as_well(load, caplog, known):
     for number in (1, 3, 6):
         whole, refuse = records.records[number].frames, records._refuse(number)
         calls = iter([refuse])
-        frames = lambda i, calls=calls, whole=whole: next(calls, whole)(i)
+        frames = lambda i, box, calls=calls, whole=whole: next(calls, whole)(i, box)
         records.records[number].frames = frames
     dataset = load(records, config=dict(skip_bad_records=2, threads=0))
     if not known:

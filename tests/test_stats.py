@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from test_spectrogram import reference
 
 from av_mae import stats
-from data import Clip, RecordError, prepare, records
+from data import Clip, RecordError, prepare, records, storage
 
 
 def write_set(folder: Path, waveforms: list, pictures: list | None = None) -> Path:
@@ -28,7 +28,7 @@ def write_set(folder: Path, waveforms: list, pictures: list | None = None) -> Pa
     index = records.index_name("train")
     entries = [records.index_entry(records.Record(payload)) for payload in payloads]
     records.write_jsonl(folder / index, entries)
-    sums = {file: records.checksum(folder / file) for file in (name, index)}
+    sums = {file: storage.checksum(folder / file) for file in (name, index)}
     counts = dict(clips=len(payloads), shard_lengths=[len(payloads)])
     info = dict(format=records.FORMAT, name="set", labels=[], statistics={})
     info |= dict(settings=dict(fps=25.0, sample_rate=16000), checksums=sums)

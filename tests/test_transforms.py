@@ -251,6 +251,18 @@ def test_a_scaled_crop_is_cut_first(method):
     assert abs(exact - ours).max() <= 1.01
 
 
+def test_what_encloses_boxes():
+    boxes = [(2, 5, 4, 4), (0, 7, 3, 9)]
+    assert transforms.enclosing(boxes[:1]) == boxes[0]
+    assert transforms.enclosing(boxes) == (0, 5, 6, 11)
+    assert transforms.enclosing([*boxes, (1.5, 0.0, 2.0, 2.0)]) is None
+    frames = np.arange(2 * 9 * 16 * 3).reshape(2, 9, 16, 3)
+    np.testing.assert_array_equal(
+        transforms.cut_out(frames, (0, 5, 6, 11)), frames[:, :6, 5:]
+    )
+    assert transforms.cut_out(frames, None) is frames
+
+
 def test_a_crop_of_the_right_size_is_a_view():
     frames = np.arange(2 * 6 * 8 * 3, dtype=np.uint8).reshape(2, 6, 8, 3)
     cut = transforms.crop(frames, (1, 3, 4, 4), 4, "antialias")

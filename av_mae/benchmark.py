@@ -34,7 +34,17 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from av_mae import UserError, commandline, flops, loop, parallel, peaks, plan, program
+from av_mae import (
+    UserError,
+    commandline,
+    flops,
+    loop,
+    parallel,
+    parts,
+    peaks,
+    plan,
+    program,
+)
 
 dry_run = plan.dry_run  # what `config.dry_run` runs
 
@@ -212,14 +222,13 @@ def _input(config, files: str):
 
 def _prepare(argv: list[str]):
     """Clips a second from media files to records, with one process and with all."""
-    import os
     import tempfile
 
     from data import DataError, prepare, prepare_speed
 
     if len(argv) != 1 or argv[0].startswith("-"):
         commandline.stop(UserError("give one folder or CSV: benchmark prepare FOLDER."))
-    cores = len(os.sched_getaffinity(0))
+    cores = parts.processors()
     for jobs in sorted({1, cores}):
         with tempfile.TemporaryDirectory(prefix="prepare_speed_") as out:
             start = time.perf_counter()

@@ -51,18 +51,20 @@ SINGLE = ("sound", "picture")
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How large it is made: clips, seeds, sizes of the search; `arg` of the configs."""
+    """How large it is made: clips, epochs of pretraining on them, labels, the search's
+    rates and lengths; `arg` of the configs."""
 
     clips: int = 4000
     test: int = 2000
     held_out: int = 500
+    epochs: float = 8.0
     labels: tuple[int, ...] = LABELS
     rates: tuple[float, ...] = RATES
     steps: tuple[int, ...] = STEPS
     arg: str = ""
 
 
-SMOKE = Scale(100, 50, 20, (20,), (1.28e-2,), (2,), "smoke")
+SMOKE = Scale(100, 50, 20, 1.0, (20,), (1.28e-2,), (2,), "smoke")
 
 
 class Work:
@@ -115,6 +117,7 @@ def pretrained(work: Work, seed: int, name: str) -> Path:
     def make() -> dict:
         config = work.config("pretrain", VARIANTS[name])
         config.seed, config.log.pictures = seed, 0
+        config.epochs = work.scale.epochs
         data = {
             "train": work.split(config, config.data.split, "none"),
             "eval": work.split(config, config.eval.split, "class"),

@@ -49,7 +49,7 @@ import av
 import numpy as np
 from PIL import Image, ImageFilter
 
-from data import DataError
+from data import DataError, workers
 
 WORDS = "zero one two three four five six seven eight nine".split()
 ACCENTS = (
@@ -341,7 +341,7 @@ def make(
             chunks.append((str(out / split), split, numbers, seed, images, labels))
         paths = [f"{split}/{number:05}.mp4" for number in range(count)]
         rows += [(p, "", "", WORDS[n % 10], split) for n, p in enumerate(paths)]
-    _run_in_fresh_processes(chunks, jobs or os.cpu_count())
+    _run_in_fresh_processes(chunks, jobs or workers.processors())
     manifest = out / "clips.csv"
     with open(manifest, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

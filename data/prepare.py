@@ -118,7 +118,7 @@ def prepare(
         whole = (folder / "dataset.json").is_file()
         if not whole and not finish:
             mine = plan["shards"][share[0] - 1 :: share[1]]
-            _make_shards(mine, jobs or len(os.sched_getaffinity(0)), runner, console)
+            _make_shards(mine, jobs or workers.processors(), runner, console)
         report = _finish(plan, found, out, folder)
     if whole:
         report["already_complete"] = True

@@ -7,6 +7,7 @@ of its own kind, whose loss costs that job alone.
 import contextlib
 import io
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,13 @@ class Outcome(NamedTuple):
 
     payload: bytes | None
     reason: str = ""
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def run(

@@ -9,7 +9,7 @@ import toy
 
 from av_mae import results, sweep
 
-SCALE = results.Scale(100, 50, 20, (20,), (1e-2,), (2, 4), "smoke")
+SCALE = results.Scale(100, 50, 20, 1.0, (20,), (1e-2,), (2, 4), "smoke")
 
 
 def made(tmp_path, parts: dict) -> results.Work:

@@ -71,8 +71,9 @@ TRY := -m pytest -n auto --maxprocesses=2 --dist=loadfile $(MEETING)
 
 test-lower:
 	@rm -rf .venv-lower; $(PYTHON) -m venv .venv-lower
-	@sed -nE 's/^([A-Za-z0-9_-]+)>=([0-9.]+)(,<[0-9.]+)?/\1==\2/p' requirements.txt >.venv-lower/constraints.txt
-	@.venv-lower/bin/python $(PIP) -e ".[demo,dev]" -c .venv-lower/constraints.txt
+	@sed -nE 's/^([A-Za-z0-9_-]+)(\[[a-z]+\])?>=([0-9.]+)(,<[0-9.]+)?/\1==\3/p' requirements.txt >.venv-lower/constraints.txt
+	@.venv-lower/bin/python $(PIP) -e ".[demo,dev]" -c .venv-lower/constraints.txt || { \
+	  echo "make test-lower: the oldest releases could not be installed together (see above)."; exit 1; }
 	@.venv-lower/bin/python $(TRY) || { echo "make test-lower: the tests named above failed with the oldest releases."; exit 1; }
 
 test-newest:

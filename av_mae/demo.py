@@ -240,9 +240,11 @@ def do_finetunings(work: Work):
 def run(work: Work, train: int, test: int, jobs: int) -> str:
     """Everything; returns the text to print."""
     done, workdir = work.done, work.workdir
+    configs = {k: work.config(k).to_json() for k in ("pretrain", "finetune")}
+    done.of({"train": train, "test": test} | configs)
     done.make("data", lambda: make_data(workdir, train, test, jobs))
     stage(work, "pretraining", 1, do_pretraining, logging.INFO)
-    processes = min(jobs or parts.processors(), 1 + len(FINETUNINGS))
+    processes = parts.processes(jobs, most=1 + len(FINETUNINGS))
     stage(work, "finetuning", processes, do_finetunings, logging.WARNING)
     table = {"linear": done.found("linear")}
     table["linear"] = {name: table["linear"][name] for name in SETS}

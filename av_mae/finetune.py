@@ -79,7 +79,9 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
     with run, contextlib.closing(batches):
         if run.step >= total:
             log.info("all %d steps are done; evaluating", total)
-            results = measure(runs.weights(run.state), data["eval"], put)
+            rows = []
+            results = measure(runs.weights(run.state), data["eval"], put, rows)
+            write_predictions(run.workdir, rows)
         for done in range(run.step + 1, total + 1):
             batch = next(batches)
             state, numbers = step(state, batch)
@@ -137,8 +139,10 @@ def write_predictions(workdir: Path, rows: list[dict]):
 
     Those of several heads are called `logits/<head>` and `label/<head>`.
     """
+    found, path = optim.named(evaluation.in_order(rows)), workdir / PREDICTIONS
     if jax.process_index() == 0:
-        np.savez(workdir / PREDICTIONS, **optim.named(evaluation.in_order(rows)))
+        with loop.writing(path):
+            np.savez(path, **found)
 
 
 def _restored(config, dataset, workdir: Path):

@@ -12,14 +12,17 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from av_mae import TrainingError
+import jax
+
+from av_mae import TrainingError, UserError
 
 
-class Busy(Exception):
+class Busy(UserError):
     """Another process is making a part that is needed."""
 
 
@@ -31,8 +34,22 @@ class Parts:
 
     def found(self, name: str) -> dict | None:
         """The part, or None before it is made."""
-        path = self.folder / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            return json.loads((self.folder / f"{name}.json").read_text("utf-8"))
+        return None
+
+    def of(self, setting: dict) -> None:
+        """UserError where the folder holds the parts of another setting (JSON)."""
+        setting = json.loads(json.dumps(setting))
+        if (found := self.found("setting")) is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / "setting.json", json.dumps(setting, indent=1))
+        elif found != setting:
+            names = [k for k in setting if found.get(k) != setting[k]]
+            raise UserError(
+                f"{self.folder} has results of other settings ({', '.join(names)} "
+                "changed): remove that run's folder, or choose another --workdir."
+            )
 
     def seconds(self) -> dict[str, float]:
         """What each part that is there took."""
@@ -62,7 +79,10 @@ class Parts:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Busy(name) from None
+                raise Busy(
+                    f"{self.folder}: another process is making {name!r}; wait until it "
+                    "ends, or stop it."
+                ) from None
             yield
 
 
@@ -100,6 +120,16 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
+def processes(wanted: int, most: int = 8) -> int:
+    """How many processes to work with: `wanted`, or one a processor, or `most`.
+
+    One alone where JAX has a GPU or TPU, which two cannot share.
+    """
+    if jax.default_backend() != "cpu":
+        return 1
+    return min(wanted or processors(), most)
+
+
 def together(processes: int, function: Callable, *arguments) -> None:
     """`function(*arguments)` in so many fresh processes, which share the processors.
 
@@ -130,16 +160,23 @@ def together(processes: int, function: Callable, *arguments) -> None:
                     )
     finally:
         for process in team:
-            process.terminate()
+            process.kill()  # what it has done is kept; on SIGTERM a run would save
             process.join()
 
 
 def _member(i: int, processes: int, function: Callable, *arguments) -> None:
     """What a process of `together` does: its share of the processors, then the work."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):  # before JAX counts them
         mine = sorted(os.sched_getaffinity(0))[i::processes]
         os.sched_setaffinity(0, mine or os.sched_getaffinity(0))
     function(*arguments)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is gone, even if that was killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 @contextlib.contextmanager

@@ -76,6 +76,11 @@ class Work:
         self.part, self.found = self._parts.make, self._parts.found
         self._sets: dict = {}
 
+    def check(self):
+        """UserError where the workdir holds the results of other settings."""
+        configs = {k: self.config(k).to_json() for k in ("pretrain", "finetune")}
+        self._parts.of(dataclasses.asdict(self.scale) | configs)
+
     def minutes(self) -> float:
         """What all parts took in this and earlier runs; `jobs` are made at a time."""
         seconds = self._parts.seconds()
@@ -451,7 +456,9 @@ def settings(work: Work) -> list[str]:
     lines = ["\n## Learning rates and lengths\n"]
     lines.append(
         "Found on clips held out of training, one try for each of "
-        f"{len(work.scale.rates)} rates and {len(work.scale.steps)} lengths:\n"
+        f"{len(work.scale.rates)} rates and {len(work.scale.steps)} lengths. With all "
+        f"labels an update has four times the clips, and {EPOCHS_OF_ALL:g} passes over "
+        "them are made, at the rate per 256 clips found here:\n"
     )
     lines += [
         "| start | | rate per 256 | updates | top-1 there |",
@@ -510,8 +517,9 @@ def main(argv=None):
     commandline.show_our_log()
     demo.share_compiled(given.workdir)
     scale = SMOKE if given.smoke else Scale()
-    work = Work(given.workdir, scale, given.jobs or parts.processors())
+    work = Work(given.workdir, scale, parts.processes(given.jobs))
     try:
+        work.check()
         run(work, given.seeds, given.minutes, given.out)
     except (UserError, DataError) as error:
         commandline.stop(error)

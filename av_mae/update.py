@@ -49,7 +49,7 @@ def options_of(config, trained: str = ".*") -> Options:
 
 def initial(
     init_params: Callable[[jax.Array], Any],
-    tx: Optimiser,
+    tx: Optimiser | optax.GradientTransformation,
     seed: int,
     mesh: Mesh,
     options: Options = Options(),  # noqa: B008 (it cannot change)

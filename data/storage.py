@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,8 +42,12 @@ def writing(path: Path) -> Iterator[Path]:
     """A local file to write; it becomes `path` at the end, unless there is an error."""
     if not is_remote(path):
         temporary = _temporary_name(path)
-        yield temporary
-        _make_final(temporary, path)
+        try:
+            yield temporary
+            _make_final(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         return
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / path.name
@@ -54,8 +59,9 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def _temporary_name(path: Path) -> Path:
-    """A name that no other process on any machine writes to at the same time."""
-    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    """A name that no other thread on any machine writes to at the same time."""
+    who = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+    return path.with_name(f"{path.name}.{who}.tmp")
 
 
 def _make_final(temporary: Path, path: Path) -> None:
@@ -83,13 +89,15 @@ def checksum(path: Path) -> dict:
     return dict(sha256=digest.hexdigest(), size=size(path))
 
 
-def local_copy(path: Path, expected: dict) -> Path:
+def local_copy(path: Path, expected: dict | None) -> Path:
     """`path` itself, or the file that was copied from a bucket, now or before.
 
     expected: its `checksum`. RecordError where that of the copy differs.
     """
     if not is_remote(path):
         return path
+    if expected is None:
+        raise RecordError(f"{path}: dataset.json beside it has no checksum of it.")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     kept = home / "av_mae" / "shards" / expected["sha256"]
     if kept.is_file() and size(kept) == expected["size"]:
@@ -100,7 +108,6 @@ def local_copy(path: Path, expected: dict) -> Path:
         with path.open("rb") as source, temporary.open("wb") as target:
             shutil.copyfileobj(source, target, PART)
         if checksum(temporary) != expected:
-            temporary.unlink()
             raise RecordError(
                 f"{path}: its SHA-256 is not that of the finished data set; copy or "
                 "prepare the data set again."

@@ -261,6 +261,10 @@ def read_only(folder: Path):
     root = os.geteuid() == 0
     if root:  # for whom there is no read-only folder
         os.seteuid(NOBODY)
+        config = synthetic.ROOT / "configs" / "digits" / "pretrain.py"
+        if not os.access(config, os.R_OK, effective_ids=True):
+            os.seteuid(0)
+            pytest.skip("others than root cannot read this clone")
     try:
         yield copy
     finally:

@@ -26,7 +26,7 @@ def test_recipe_data_and_results_are_the_runs():
     for line in (
         "- data set: digits, split train, 200 clips of it",
         "- checksum of its records: `abc`",
-        "- 20 epochs, 20 clips a step, seed 0",
+        "- 16 epochs, 20 clips a step, seed 0",
         "- adamw, learning rate 0.0128 per 256 clips, weight decay 0.05",
         "- made with jax 0.10.2, commit `unknown`",
         "| top\\_1 | 0.875 |",

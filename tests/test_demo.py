@@ -110,7 +110,7 @@ def test_the_whole_demo_at_smoke_size(tmp_path):
 
 
 def test_times():
-    seconds = {"data": 61, "pretraining": 5, "pretrain": 4, "report": 2, "linear": 4}
+    seconds = {"data": 61.0, "pretraining": 5.0, "pretrain": 4.0, "report": 2.0}
     assert demo.times(seconds) == "Time: data 1 m 1 s, pretraining 5 s, report 2 s"
 
 

@@ -67,7 +67,7 @@ PUBLISHED_SIZES = {
     "audioset/finetune:audio": 303_118_863 - 4096,  # without unused bottlenecks
     "audioset/finetune:video": 304_429_583 - 4096,
     "audioset/pretrain:audio": 315_843_840,
-    "vggsound/finetune:audio": 303_419_701 - 4096 - 524_288,  # one channel of three
+    "vggsound/finetune:audio": 303_419_701 - 4096,
     "vggsound/finetune:video": 304_206_133 - 4096,
     "kinetics400/pretrain:S": 24_029_376,
     "kinetics400/pretrain:L": 342_996_992,

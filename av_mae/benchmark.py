@@ -40,7 +40,6 @@ from av_mae import (
     flops,
     loop,
     parallel,
-    parts,
     peaks,
     plan,
     program,
@@ -224,11 +223,11 @@ def _prepare(argv: list[str]):
     """Clips a second from media files to records, with one process and with all."""
     import tempfile
 
-    from data import DataError, prepare, prepare_speed
+    from data import DataError, prepare, prepare_speed, workers
 
     if len(argv) != 1 or argv[0].startswith("-"):
         commandline.stop(UserError("give one folder or CSV: benchmark prepare FOLDER."))
-    cores = parts.processors()
+    cores = workers.processors()
     for jobs in sorted({1, cores}):
         with tempfile.TemporaryDirectory(prefix="prepare_speed_") as out:
             start = time.perf_counter()

@@ -35,7 +35,7 @@ from av_mae import (
     report,
     spectrogram,
 )
-from data import DataError, pipeline
+from data import DataError, pipeline, workers
 
 log = logging.getLogger("av_mae.demo")  # `__name__` may be "__main__"
 
@@ -69,11 +69,11 @@ def make_data(
     workdir = workdir.resolve()
     source, out = str(workdir / "clips"), str(workdir / "data")
     counts = ["--train", str(train + held_out), "--test", str(test)]
-    workers = ["--jobs", str(jobs)] if jobs else []
-    command("data.digits", "--out", source, *counts, *workers)
+    share = ["--jobs", str(jobs)] if jobs else []
+    command("data.digits", "--out", source, *counts, *share)
     hold_out(workdir / "clips" / "clips.csv", held_out)
     settings = ["--out", out, "--short-side", "source"]
-    command("data.prepare", f"{source}/clips.csv", *settings, *workers)
+    command("data.prepare", f"{source}/clips.csv", *settings, *share)
     return {"train": train, "test": test}
 
 
@@ -204,7 +204,7 @@ def do_pretraining(work: Work):
     work.done.make("pretrain", make)
 
 
-# Longest first; no two that begin together compile the same step.
+# Longest first; of two processes none compiles a step that the other is compiling.
 FINETUNINGS = (
     *(("scratch", "both"), ("scratch", "picture"), ("pretrained", "both")),
     *(("pretrained", "picture"), ("scratch", "sound"), ("pretrained", "sound")),
@@ -244,7 +244,7 @@ def run(work: Work, train: int, test: int, jobs: int) -> str:
     done.of({"train": train, "test": test} | configs)
     done.make("data", lambda: make_data(workdir, train, test, jobs))
     stage(work, "pretraining", 1, do_pretraining, logging.INFO)
-    processes = parts.processes(jobs, most=1 + len(FINETUNINGS))
+    processes = parts.processes(jobs or workers.processors(), most=1 + len(FINETUNINGS))
     stage(work, "finetuning", processes, do_finetunings, logging.WARNING)
     table = {"linear": done.found("linear")}
     table["linear"] = {name: table["linear"][name] for name in SETS}

@@ -137,7 +137,7 @@ def run(
     weights: {what its numbers begin with: params}. The data are read once. keep: gets
     what was predicted from all modalities, a dict for each batch, for `in_order`.
     """
-    pairs = [(m, w) for m in measures for w in weights]
+    kind, pairs = config.objective.kind, [(m, w) for m in measures for w in weights]
     sums: dict = {pair: {} for pair in pairs}
     rows: dict = {pair: [] for pair in pairs}
     for batch in dataset.evaluate(config.eval.batch_size):
@@ -145,10 +145,12 @@ def run(
         for m, w in pairs:
             more, found = measures[m](weights[w], batch)
             sums[m, w] = metrics.add(sums[m, w], more)
-            if keep is not None and not m and not w:
-                keep.append(jax.device_get(found))
-            if config.objective.kind == "sigmoid":
+            kept, ranked = keep is not None and not (m or w), kind == "sigmoid"
+            if kept or ranked:
                 found = jax.device_get(found)
+            if kept:
+                keep.append(found)
+            if ranked:
                 seen = [found[name][found["valid"]] for name in ("logits", "label")]
                 rows[m, w].append(seen)
     results = {}

@@ -113,21 +113,12 @@ def work_off(
             time.sleep(pause)
 
 
-def processors() -> int:
-    """How many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def processes(wanted: int, most: int = 8) -> int:
-    """How many processes to work with: `wanted`, or one a processor, or `most`.
+    """How many processes to work with: `wanted`, but at most `most`.
 
     One alone where JAX has a GPU or TPU, which two cannot share.
     """
-    if jax.default_backend() != "cpu":
-        return 1
-    return min(wanted or processors(), most)
+    return min(wanted, most) if jax.default_backend() == "cpu" else 1
 
 
 def together(processes: int, function: Callable, *arguments) -> None:

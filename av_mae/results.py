@@ -35,7 +35,7 @@ from av_mae import (
     pretrain,
     sweep,
 )
-from data import DataError
+from data import DataError, workers
 
 log = logging.getLogger("av_mae.results")  # `__name__` may be "__main__"
 
@@ -517,7 +517,9 @@ def main(argv=None):
     commandline.show_our_log()
     demo.share_compiled(given.workdir)
     scale = SMOKE if given.smoke else Scale()
-    work = Work(given.workdir, scale, parts.processes(given.jobs))
+    work = Work(
+        given.workdir, scale, parts.processes(given.jobs or workers.processors())
+    )
     try:
         work.check()
         run(work, given.seeds, given.minutes, given.out)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from av_mae import loop
+from av_mae import checkpoints, loop
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -77,6 +77,19 @@ def lines(workdir) -> list[dict]:
     text = (Path(workdir) / "metrics.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     return [{k: v for k, v in row.items() if k not in TIMING} for row in rows]
+
+
+def assert_same_run(workdir, whole):
+    """Two runs' newest checkpoints to the last bit, and the lines of their numbers."""
+    for part in ("params", "opt_state", "ema"):
+        found, wanted = (
+            checkpoints._names(checkpoints.load(path, part)[0])
+            for path in (workdir, whole)
+        )
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert lines(workdir) == lines(whole)
 
 
 class Dataset:

@@ -59,18 +59,6 @@ def copied(whole, tmp_path):
     return Path(shutil.copytree(whole, tmp_path / "copied"))
 
 
-def assert_as(workdir, whole):
-    for part in ("params", "opt_state", "ema"):
-        found, wanted = (
-            checkpoints._names(checkpoints.load(path, part)[0])
-            for path in (workdir, whole)
-        )
-        assert found.keys() == wanted.keys()
-        for name, value in wanted.items():
-            np.testing.assert_array_equal(found[name], value, err_msg=name)
-    assert synthetic.lines(workdir) == synthetic.lines(whole)
-
-
 def one_sentence(error) -> str:
     text = str(error.value)
     assert "\n" not in text and "Traceback" not in text and len(text) < 600, text
@@ -147,7 +135,7 @@ def test_a_run_goes_on_from_the_step_before_a_damaged_one(copied, whole, damage)
     path = max((copied / "checkpoints" / "9").rglob("d/*"), key=os.path.getsize)
     DAMAGES[damage](path, draw)
     train(copied)
-    assert_as(copied, whole)
+    synthetic.assert_same_run(copied, whole)
 
 
 def test_where_every_step_is_damaged_the_run_begins_anew(copied, whole, caplog):
@@ -159,7 +147,7 @@ def test_where_every_step_is_damaged_the_run_begins_anew(copied, whole, caplog):
     train(copied)
     passed = [text for text in caplog.messages if "passed over" in text]
     assert ["Step 9" in passed[0], "Step 6" in passed[1]] == [True, True]
-    assert_as(copied, whole)
+    synthetic.assert_same_run(copied, whole)
 
 
 # Full disks.
@@ -221,7 +209,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_it_goes_on_later(
             (disk / "others").unlink()
             left = None
             train(workdir)
-            assert_as(workdir, whole)
+            synthetic.assert_same_run(workdir, whole)
             shutil.rmtree(workdir)
     outcome = "one sentence with the free space; with room again it ends as without"
     reliability.record("full disk during training", len(LEFT), outcome)

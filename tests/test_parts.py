@@ -99,7 +99,8 @@ def test_processes_share_the_processors(tmp_path):
     assert set.union(*given) == mine and sum(map(len, given)) == len(mine)
     assert all("glibc.malloc.hugetlb=1" in one["tunables"] for one in found)
     assert os.environ.get("GLIBC_TUNABLES") == before
-    assert parts.processors() == len(mine)
+    assert parts.processes(len(mine), most=len(mine)) == len(mine)
+    assert parts.processes(9, most=2) == 2
 
 
 def fail_first(folder):

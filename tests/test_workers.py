@@ -67,3 +67,10 @@ def test_a_slow_worker_that_shows_signs_of_life_is_kept(monkeypatch):
     monkeypatch.setattr(workers, "STALL", 6.0)
     outcomes = workers.run([0], 1, slow_work)
     assert [outcome.payload for outcome in outcomes] == [b"done"]
+
+
+def test_processors_are_those_that_this_process_may_use():
+    """Its affinity where there is one, else those of the machine."""
+    assert 1 <= workers.processors() <= os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):
+        assert workers.processors() == len(os.sched_getaffinity(0))

@@ -207,7 +207,6 @@ if __name__ == "__main__":
 import pytest  # noqa: E402
 import toy  # noqa: E402
 
-
 FULL = os.environ.get("AV_MAE_STRESS") == "full"
 KILLS = 50 if FULL else 5
 

@@ -6,10 +6,11 @@ For each seed (its own labelled clips, initialisation, order and pretraining): f
 from scratch and from pretrained weights on 50, 200 and 1,000 labels, each start with
 the learning rate and length that a search of the same size, on clips held out of
 training, found for it; late fusion; linear and nearest-neighbour classifiers on frozen
-features, beside a random model; all labels. Every part is kept in the workdir: run
-again, it goes on where it stopped. One process a processor takes part after part. The
-page is written after every part, with what is there by then; after `--minutes` no
-further part begins, so that what is missing are the last seeds.
+features, beside a random model; all labels; the picture that a sound makes an
+autoencoder of `inpaint` see. Every part is kept in the workdir: run again, it goes on
+where it stopped. One process a processor takes part after part. The page is written
+after every part, with what is there by then; after `--minutes` no further part begins:
+what is missing then are the last of the parts that come after the pairs of all seeds.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from av_mae import (
     demo,
     featureset,
     finetune,
+    inpainting,
     knn,
     parts,
     pretrain,
@@ -42,9 +44,11 @@ log = logging.getLogger("av_mae.results")  # `__name__` may be "__main__"
 LABELS = (50, 200, 1000)
 ALL = 0  # as `data.limit` has it
 SEARCH_SEED = 1000  # the search sees labelled clips and orders that no result sees
-RATES, STEPS = (6.4e-3, 1.28e-2, 2.56e-2), (200, 400)
-# Of the same clips as many passes as 400 updates make over 1,000 labels.
-EPOCHS_OF_ALL = 8.0
+RATES, STEPS = (6.4e-3, 1.28e-2, 2.56e-2), (150, 300)
+# With batches four times as large: 200 updates of the 4,000 clips.
+EPOCHS_OF_ALL = 4.0
+# Of the inpainting model, which is to hear most of a word.
+SOUND_MASKED = 0.25
 VARIANTS = {"both": "", "sound": "audio", "picture": "video"}
 SINGLE = ("sound", "picture")
 
@@ -64,7 +68,7 @@ class Scale:
     arg: str = ""
 
 
-SMOKE = Scale(100, 50, 20, 1.0, (20,), (1.28e-2,), (2,), "smoke")
+SMOKE = Scale(100, 50, 20, 1.0, (20,), (1.28e-2,), (2, 3), "smoke")
 
 
 class Work:
@@ -191,25 +195,35 @@ def attempt(work: Work, start: str, modalities: str, rate: float, steps: int) ->
     return finetuned(work, name, *setting)["eval/top_1"]
 
 
+def tries(work: Work, start: str, modalities: str) -> Iterator[tuple[float, int]]:
+    """(learning rate, updates): each rate at the first length, the best at the others.
+
+    A rate is chosen when the tries before it are made.
+    """
+    first, *others = work.scale.steps
+    for rate in work.scale.rates:
+        yield rate, first
+    found = {
+        rate: attempt(work, start, modalities, rate, first) for rate in work.scale.rates
+    }
+    for steps in others:
+        yield max(found, key=found.get), steps
+
+
 def search(work: Work, start: str, modalities: str) -> tuple[float, int]:
     """The learning rate and the number of updates that do best on held-out clips."""
-    best: tuple = (-1.0, 0.0, 0)
-    for rate, steps in itertools.product(work.scale.rates, work.scale.steps):
-        found = attempt(work, start, modalities, rate, steps)
-        best = max(best, (found, rate, steps), key=lambda x: x[0])
-    return best[1:]
+    found = {
+        (rate, steps): attempt(work, start, modalities, rate, steps)
+        for rate, steps in tries(work, start, modalities)
+    }
+    return max(found, key=found.get)
 
 
-def finetunings(seed: int, scale: Scale) -> Iterator[tuple[str, str, str, int]]:
+def pairs(seed: int, scale: Scale) -> Iterator[tuple[str, str, str, int]]:
     """(start, what it was pretrained on or '', modalities, labels) of a seed."""
-    for labels in (*scale.labels, ALL):
-        for modalities in demo.SETS:
-            yield "scratch", "", modalities, labels
-            if labels == ALL:
-                continue
-            yield "pretrained", "both", modalities, labels
-            if modalities != "both":
-                yield "pretrained", modalities, modalities, labels
+    for labels, modalities in itertools.product(scale.labels, demo.SETS):
+        yield "scratch", "", modalities, labels
+        yield "pretrained", "both", modalities, labels
 
 
 def row_name(start: str, source: str) -> str:
@@ -218,23 +232,24 @@ def row_name(start: str, source: str) -> str:
 
 
 def jobs_of(work: Work, seeds: int) -> Iterator[Callable[[], object]]:
-    """All there is to do, seed after seed; every search before what it is for."""
+    """All there is to do; the pairs of all seeds first, the search before them."""
+    job = functools.partial
+    yield job(pretrained, work, 0, "both")
+    for start, modalities in itertools.product(STARTS, demo.SETS):
+        yield job(search, work, start, modalities)
     for seed in range(seeds):
-        for name in ("both", *SINGLE):
-            yield functools.partial(pretrained, work, seed, name)
-        yield functools.partial(frozen, work, seed)
+        yield job(pretrained, work, seed, "both")
         for labels in work.scale.labels:
-            yield functools.partial(linear, work, seed, labels)
-        if seed == 0:
-            for start, modalities in itertools.product(STARTS, demo.SETS):
-                for rate, steps in itertools.product(
-                    work.scale.rates, work.scale.steps
-                ):
-                    yield functools.partial(
-                        attempt, work, start, modalities, rate, steps
-                    )
-        for setting in finetunings(seed, work.scale):
-            yield functools.partial(evaluated, work, seed, *setting)
+            yield job(linear, work, seed, labels)
+        for setting in pairs(seed, work.scale):
+            yield job(evaluated, work, seed, *setting)
+        yield job(frozen, work, seed)
+    yield job(inpainted, work)
+    for seed in range(seeds):
+        for name, labels in itertools.product(SINGLE, work.scale.labels):
+            yield job(evaluated, work, seed, "pretrained", name, name, labels)
+    for seed, modalities in itertools.product(range(seeds), demo.SETS):
+        yield job(evaluated, work, seed, "scratch", "", modalities, ALL)
 
 
 def evaluated(work: Work, seed: int, start: str, source: str, modalities: str, labels):
@@ -243,6 +258,40 @@ def evaluated(work: Work, seed: int, start: str, source: str, modalities: str, l
     path = pretrained(work, seed, source) if source else None
     name = part_name(start, source, modalities, labels, seed)
     finetuned(work, name, modalities, path, seed, labels, rate, steps)
+
+
+def inpainting_model(work: Work) -> Path:
+    """The workdir of a pretraining whose pictures are predicted from sound alone."""
+    folder = work.workdir / "pretrain_inpaint"
+
+    def make() -> dict:
+        config = work.config("pretrain", "inpaint")
+        config.model.fusion, config.mask.spectrogram.ratio = "separate", SOUND_MASKED
+        config.epochs, config.log.pictures = work.scale.epochs, 0
+        data = {
+            "train": work.split(config, config.data.split, "none"),
+            "eval": work.split(config, config.eval.split, "class"),
+        }
+        return demo.finished(pretrain.train(config, data, folder))
+
+    work.part(folder.name, make)
+    return folder
+
+
+def inpainted(work: Work) -> dict:
+    """What a classifier of real pictures reads in those that sound was made into."""
+    folder = inpainting_model(work)
+    evaluated(work, 0, "scratch", "", "picture", ALL)
+    reader = work.found(part_name("scratch", "", "picture", ALL, 0))["folder"]
+
+    def make() -> dict:
+        model = api.load(folder)
+        data = work.split(work.config("finetune"), "test", "class")
+        size = model.config.eval.batch_size
+        inpainting.draw(model, data, size, folder / "pictures_of_sound.png")
+        return inpainting.read(model, api.load(reader), data, size)
+
+    return work.part("inpainted", make)
 
 
 def part_name(start, source, modalities, labels, seed) -> str:
@@ -331,7 +380,8 @@ def table(work: Work, seeds: int) -> str:
         lines += [
             f"| {name} | {' | '.join(c)} |" for name, c in rows(work, labels, seeds)
         ]
-    lines += [*differences(work, seeds), *frozen_table(work, seeds), *settings(work)]
+    lines += [*differences(work, seeds), *frozen_table(work, seeds)]
+    lines += [*inpainted_table(work), *settings(work)]
     return "\n".join(lines) + "\n"
 
 
@@ -451,28 +501,52 @@ def frozen_table(work: Work, seeds: int) -> list[str]:
     return lines
 
 
+def inpainted_table(work: Work) -> list[str]:
+    """Pictures made of sound, read by a classifier of real ones."""
+    lines = ["\n## The picture that a sound makes it see\n"]
+    lines.append(
+        "Pretrained with `objective.kind='inpaint'` and `model.fusion='separate'`, "
+        f"{1 - SOUND_MASKED:.0%} of the sound heard: every place of the picture "
+        "predicted from sound alone, and given to the classifier of pictures that was "
+        "trained from scratch on all labels of real ones. Top-1, one seed; chance is "
+        "10.\n"
+    )
+    found = work.found("inpainted")
+    lines.append(header("pictures", "top-1"))
+    names = {
+        "generated": "made of the clip's own sound",
+        "shuffled": "made of another clip's",
+        "real": "real ones",
+    }
+    lines += [
+        line(text, cell([found[k]] if found else [])) for k, text in names.items()
+    ]
+    return lines
+
+
 def settings(work: Work) -> list[str]:
     """What the search found for each start."""
     lines = ["\n## Learning rates and lengths\n"]
+    scale = work.scale
     lines.append(
-        "Found on clips held out of training, one try for each of "
-        f"{len(work.scale.rates)} rates and {len(work.scale.steps)} lengths. With all "
-        f"labels an update has four times the clips, and {EPOCHS_OF_ALL:g} passes over "
-        "them are made, at the rate per 256 clips found here:\n"
+        "Found on clips held out of training, with as many tries for each start: the "
+        f"rates {', '.join(f'{x:g}' for x in scale.rates)} per 256 clips at "
+        f"{scale.steps[0]} updates, the best of them at "
+        f"{' and '.join(map(str, scale.steps[1:]))}. With all labels an update has "
+        f"four times the clips, and {EPOCHS_OF_ALL:g} passes over them are made:\n"
     )
-    lines += [
-        "| start | | rate per 256 | updates | top-1 there |",
-        "|---|---|---|---|---|",
-    ]
+    lines.append(header("start", "", "rate per 256", "updates", "top-1 there"))
     for start, modalities in itertools.product(STARTS, demo.SETS):
-        tries = [
-            (top_1(work, f"search_{start}_{modalities}_{rate:g}_{steps}"), rate, steps)
-            for rate, steps in itertools.product(work.scale.rates, work.scale.steps)
-        ]
-        done = [x for x in tries if x[0] is not None]
+        tried = {
+            (rate, steps): top_1(work, f"search_{start}_{modalities}_{rate:g}_{steps}")
+            for rate, steps in itertools.product(scale.rates, scale.steps)
+        }
+        done = {k: x for k, x in tried.items() if x is not None}
         if done:
-            best, rate, steps = max(done, key=lambda x: x[0])
-            lines.append(line(start, modalities, f"{rate:g}", steps, cell([best])))
+            best = max(done, key=done.get)
+            lines.append(
+                line(start, modalities, f"{best[0]:g}", best[1], cell([done[best]]))
+            )
     return lines
 
 

@@ -37,7 +37,8 @@ class Clip:
     | field       | type                  | meaning                                 |
     |-------------|-----------------------|-----------------------------------------|
     | frames      | uint8 [t h w 3], None | RGB at the rate `fps`, h and w even; or |
-    |             |                       | a one-pass iterator of uint8 [h w 3]    |
+    |             |                       | a one-pass iterator of uint8 [h w 3] or |
+    |             |                       | of av.VideoFrame (media.read: coded)    |
     | fps         | float                 | frames a second (0.0 without picture)   |
     | waveform    | int16 [s], None       | mono; sample i is at i / sample_rate    |
     | sample_rate | int                   | Hz                                      |

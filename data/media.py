@@ -34,6 +34,9 @@ TOLERANCE = 1e-3  # s; Matroska rounds its timestamps to 1 ms
 SOUND_JITTER = 0.015  # s; Vorbis is 10 ms off its timestamps, an AAC frame is 21 ms
 WORTH_TELLING = 0.5  # s that picture, sound and header may differ in length
 MAX_READ_ERRORS = 100
+BT601 = (2, 5, 6)  # FFmpeg's numbers: unspecified, BT.470BG, SMPTE 170M
+LIMITED = (0, 1)  # unspecified, MPEG
+RESAMPLED_AT_ONCE = 16384  # samples; with one frame at a time it takes twice as long
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,14 @@ class Decoding:
         because = f" ({self.reason})" if self.reason else ""
         texts = [f"{text} in the {self.kind}{because}" for text in told]
         return texts + self.oddities
+
+    def try_to(self, function: Callable, *arguments) -> None:
+        """Calls what FFmpeg may refuse to do with damaged data, and counts that."""
+        try:
+            function(*arguments)
+        except (av.FFmpegError, MemoryError, ValueError) as error:
+            self.bad_packets += 1
+            self.reason = _reason(error)
 
     def note(self, text: str) -> None:
         """Keeps an oddity, once."""
@@ -334,6 +345,21 @@ def show(frame, place: Geometry, scaler: VideoReformatter) -> np.ndarray:
     return np.ascontiguousarray(rgb)
 
 
+def as_coded(frame, place: Geometry, scaler: VideoReformatter):
+    """A decoded frame scaled as `show` does, in yuv420p; None where `show` is better.
+
+    It has to be upright, 8 bit 4:2:0 in the limited range with BT.601's matrix (which
+    is what FFmpeg takes it for where it does not say). The way through RGB and back
+    takes several times as long and costs 1 of 255 in the mean.
+    """
+    if place[2:] != (False, False, False) or frame.format.name != "yuv420p":
+        return None
+    if int(frame.colorspace) not in BT601 or int(frame.color_range) not in LIMITED:
+        return None
+    size = place.width, place.height
+    return scaler.reformat(frame, *size, interpolation="BICUBIC", threads=1)
+
+
 def _forward(frames: Iterable, origin: float, decoding: Decoding) -> Iterator:
     """(seconds from `origin`, frame), strictly rising, as a player would show them.
 
@@ -418,13 +444,19 @@ def _resample(
         slot += 1
 
 
-def _pictures(path, info, fps, late, short_side, start, end, decoding) -> Iterator:
-    """The wanted frames as uint8 [h w 3]; a decoded frame is scaled at most once."""
+def _pictures(
+    path, info, fps, late, short_side, start, end, decoding, coded
+) -> Iterator:
+    """The wanted frames as uint8 [h w 3]; a decoded frame is scaled at most once.
+
+    coded: as av.VideoFrame where `as_coded` can.
+    """
     begin = info.origin + start if start else None
     frames = _frames_from(path, "video", begin, 0.0, decoding)
     timed = _forward(frames, info.origin + (start or 0.0), decoding)
     stop = math.inf if end is None else end - (start or 0.0)
-    place, shown, rgb, scaler = None, None, None, VideoReformatter()
+    place, shown, picture = None, None, None
+    scaler, to_rgb = VideoReformatter(), VideoReformatter()
     for frame in _resample(timed, fps, late, stop, decoding):
         place = place or geometry(frame, info.pixel_aspect, short_side)
         if frame is not shown:
@@ -435,12 +467,13 @@ def _pictures(path, info, fps, late, short_side, start, end, decoding) -> Iterat
                 decoding.note("the picture changes its size; scaled to the first one's")
             shown = frame
             try:
-                rgb = show(frame, place, scaler)
+                found = as_coded(frame, place, scaler) if coded else None
+                picture = show(frame, place, to_rgb) if found is None else found
             except (av.FFmpegError, MemoryError, ValueError) as error:
                 decoding.bad_packets += 1
                 decoding.reason = _reason(error)
-        if rgb is not None:
-            yield rgb
+        if picture is not None:
+            yield picture
 
 
 # ------------------------------------------------------------------------------- sound
@@ -451,6 +484,7 @@ class _Run:
 
     def __init__(self, frame, begin: float, rate: int):
         self.kind, self.end = _sound_kind(frame), begin
+        self.waiting = av.AudioFifo()  # a call of the resampler costs more than a frame
         self.resampler = av.AudioResampler("s16", "mono", rate)
         self.chunks, self.begin, self.errors = [], begin, []
         self.rate, self.padding = rate, 0.0
@@ -460,12 +494,22 @@ class _Run:
         self.end += frame.samples / frame.sample_rate
         self.padding = _padding(frame)
         frame.pts = None  # where it belongs is decided here, not by the resampler
+        self.waiting.write(frame)
+        if self.waiting.samples >= RESAMPLED_AT_ONCE:
+            self.resample()
+
+    def resample(self) -> None:
+        """Those frames that wait for it."""
+        if frame := self.waiting.read():
+            self._take(frame)
+
+    def _take(self, frame) -> None:
         self.chunks += [x.to_ndarray()[0] for x in self.resampler.resample(frame)]
 
     def finish(self) -> tuple[float, np.ndarray]:
         """Where it begins, by the median of its timestamps (seconds), and its int16."""
         if self.chunks:
-            self.chunks += [x.to_ndarray()[0] for x in self.resampler.resample(None)]
+            self._take(None)
         samples = np.concatenate([np.zeros(0, np.int16), *self.chunks])
         self.chunks = []  # an hour is 115 MB
         if self.padding:
@@ -518,15 +562,13 @@ def _runs(frames: Iterable, origin: float, rate, start, stop, decoding) -> Itera
         if run and (
             _sound_kind(frame) != run.kind or abs(seconds - expected) > SOUND_JITTER
         ):
+            decoding.try_to(run.resample)
             yield run.finish()
             run = None
         run = run or _Run(frame, seconds, rate)
-        try:
-            run.add(frame, seconds)
-        except (av.FFmpegError, MemoryError, ValueError) as error:
-            decoding.bad_packets += 1
-            decoding.reason = _reason(error)
+        decoding.try_to(run.add, frame, seconds)
     if run:
+        decoding.try_to(run.resample)
         yield run.finish()
 
 
@@ -608,13 +650,14 @@ def frames_at(
         held = frame
 
 
-def _open_picture(path, info, fps, short_side, start, end, decoding):
+def _open_picture(path, info, fps, short_side, start, end, decoding, coded=False):
     """(iterator of frames, their rate); (empty, 0.0) without picture."""
     if not info.width:
         return iter(()), 0.0
     rate = fps or source_rate(path, info, start, end)
     late = min(TOLERANCE, 0.1 / rate) if fps else 0.5 / rate
-    frames = _pictures(path, info, rate, late, short_side, start, end, decoding)
+    cut = start, end
+    frames = _pictures(path, info, rate, late, short_side, *cut, decoding, coded)
     return frames, float(rate)
 
 
@@ -655,11 +698,14 @@ def read(
     start=None,
     end=None,
     stream=False,
+    coded=False,
 ) -> Clip:
     """One file, or the part of it between `start` and `end` seconds, as a Clip.
 
     Arguments as in read_frames and read_audio. stream: `frames` is a one-pass iterator
     (memory does not grow with the clip) and `problems` a list that is whole at its end.
+    coded: with `stream`, frames that need not be RGB to be encoded as H.264 come as
+    av.VideoFrame in yuv420p, BT.601, limited range.
     MediaError, with the reason, where neither picture nor sound can be decoded.
     """
     info = probe(path)
@@ -668,7 +714,8 @@ def read(
     waveform = None
     if info.audio_codec:
         waveform = _sound(path, info, sample_rate, start, end, sound)
-    frames, rate = _open_picture(path, info, fps, short_side, start, end, picture)
+    cut = start, end
+    frames, rate = _open_picture(path, info, fps, short_side, *cut, picture, coded)
     first = next(frames, None)
     if first is None and waveform is None:
         why = picture.reason or sound.reason or f"nothing lies after {start or 0} s"

@@ -49,7 +49,7 @@ from data import (
     workers,
 )
 
-SETTINGS_VERSION = 2  # of what the same arguments make: media.py, records.py, here
+SETTINGS_VERSION = 3  # of what the same arguments make: media.py, records.py, here
 CLIPS_PER_SHARD = 256  # 10 s clips: about 150 MB
 LOCK_WAIT = 5.0  # s until a lock that stays taken is another run's
 FINISH_WAIT = 600.0  # s that another run may take to write index and metadata

@@ -57,6 +57,7 @@ import av
 import numpy as np
 import soundfile
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 from PIL import Image
@@ -243,9 +244,9 @@ def _picture(clip: Clip, kind: str) -> dict:
     def counted():
         nonlocal shape, count
         for frame in () if clip.frames is None else clip.frames:
-            if count and frame.shape[:2] != shape:
-                raise ValueError(f"frame {count} is {frame.shape[:2]}, not {shape}")
-            shape, count = frame.shape[:2], count + 1
+            if count and _shape(frame) != shape:
+                raise ValueError(f"frame {count} is {_shape(frame)}, not {shape}")
+            shape, count = _shape(frame), count + 1
             yield frame
 
     video, jpeg = _Spool(), _Spool()
@@ -261,27 +262,28 @@ def _picture(clip: Clip, kind: str) -> dict:
     return dict(has_rgb=int(count > 0), fps=fps, video=video, jpeg=jpeg, **size)
 
 
-def _encode_h264(frames: Iterable[np.ndarray], fps: float, file) -> None:
-    """Writes uint8 [h w 3] frames of even sides as MP4; nothing where there are none.
+def _shape(frame: np.ndarray | av.VideoFrame) -> tuple[int, int]:
+    """Height and width."""
+    if isinstance(frame, av.VideoFrame):
+        return frame.height, frame.width
+    return frame.shape[:2]
 
-    file: a binary file, open for writing and seeking.
+
+def _encode_h264(frames: Iterable, fps: float, file) -> None:
+    """Writes frames of even sides as MP4; nothing where there are none.
+
+    frames: uint8 [h w 3], or yuv420p as `media.as_coded` gives it. file: a binary file,
+    open for writing and seeking.
     """
     container = None
     reformatter = VideoReformatter()
-    for number, pixels in enumerate(frames):
+    for number, frame in enumerate(frames):
         if container is None:
             container = av.open(file, "w", format="mp4")
-            stream = _h264_stream(container, pixels.shape, fps)
-        pixels = np.ascontiguousarray(pixels)  # not copied: from_ndarray would
-        frame = av.VideoFrame.from_numpy_buffer(pixels, format="rgb24")
-        frame = reformatter.reformat(
-            frame,
-            format="yuv420p",
-            interpolation="BICUBIC",
-            dst_colorspace=COLOURS["colorspace"],
-            dst_color_range=COLOURS["color_range"],
-            threads=1,
-        )
+            stream = _h264_stream(container, _shape(frame), fps)
+        if isinstance(frame, np.ndarray):
+            frame = _coded(frame, reformatter)
+        frame.pict_type = PictureType.NONE  # not that of the file it comes from
         frame.pts, frame.time_base = number, stream.codec_context.time_base
         container.mux(stream.encode(frame))
     if container is not None:
@@ -289,10 +291,23 @@ def _encode_h264(frames: Iterable[np.ndarray], fps: float, file) -> None:
         container.close()
 
 
+def _coded(pixels: np.ndarray, reformatter: VideoReformatter) -> av.VideoFrame:
+    """uint8 [h w 3] as yuv420p."""
+    pixels = np.ascontiguousarray(pixels)  # not copied: from_ndarray would
+    return reformatter.reformat(
+        av.VideoFrame.from_numpy_buffer(pixels, format="rgb24"),
+        format="yuv420p",
+        interpolation="BICUBIC",
+        dst_colorspace=COLOURS["colorspace"],
+        dst_color_range=COLOURS["color_range"],
+        threads=1,
+    )
+
+
 def _h264_stream(container, shape, fps):
     rate = Fraction(fps).limit_denominator(1001)
     stream = container.add_stream("libx264", rate=rate, options=X264)
-    stream.height, stream.width = shape[:2]
+    stream.height, stream.width = shape
     stream.pix_fmt = "yuv420p"
     context = stream.codec_context
     context.time_base = 1 / rate

@@ -108,6 +108,7 @@ def make_record(job: Job, beat: Callable = lambda: None) -> Iterator[bytes]:
         start=start,
         end=end,
         stream=True,
+        coded=settings["frames"] == "h264",
     )
     if clip.frames is not None:
         clip.frames = _beating(clip.frames, beat)

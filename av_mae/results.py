@@ -44,7 +44,7 @@ log = logging.getLogger("av_mae.results")  # `__name__` may be "__main__"
 LABELS = (50, 200, 1000)
 ALL = 0  # as `data.limit` has it
 SEARCH_SEED = 1000  # the search sees labelled clips and orders that no result sees
-RATES, STEPS = (6.4e-3, 1.28e-2, 2.56e-2), (150, 300)
+RATES, STEPS = (3.2e-3, 6.4e-3, 1.28e-2), (150, 300)
 # With batches four times as large: 200 updates of the 4,000 clips.
 EPOCHS_OF_ALL = 4.0
 # Of the inpainting model, which is to hear most of a word.

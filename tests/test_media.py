@@ -346,6 +346,62 @@ def test_stream_is_the_same(tmp_path):
     assert whole.problems == ("sound ends after 0.2 s of 1.2 s",)
 
 
+def coded(path, **options) -> list:
+    return list(media.read(path, stream=True, coded=True, **options).frames)
+
+
+def test_frames_to_be_encoded_stay_as_they_are_coded(tmp_path):
+    """Not scaled: the file's own values. Scaled: what RGB gives, but for rounding."""
+    path = tmp_path / "clip.mp4"
+    write_video(path, numbered(6))
+    rgb = media.read(path).frames
+    kept = coded(path)
+    assert [type(frame) for frame in kept] == [av.VideoFrame] * 6
+    for frame, want in zip(kept, rgb, strict=True):
+        np.testing.assert_array_equal(frame.to_ndarray(format="rgb24"), want)
+    small, rgb = coded(path, short_side=32), media.read(path, short_side=32).frames
+    for frame, want in zip(small, rgb, strict=True):
+        assert (frame.format.name, frame.height) == ("yuv420p", 32)
+        assert np.abs(frame.to_ndarray(format="rgb24") - want.astype(int)).mean() < 3
+
+
+@pytest.mark.parametrize("name", ["clockwise", "mirrored"])
+def test_frames_that_have_to_be_turned_go_through_rgb(tmp_path, name):
+    (a, b, c, d), _ = ORIENTATIONS[name]
+    matrix = [a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30]
+    path = tmp_path / "clip.mp4"
+    write_video(path, [(0, corners()), (40, corners())], matrix=matrix)
+    np.testing.assert_array_equal(np.stack(coded(path)), media.read(path).frames)
+
+
+@pytest.mark.parametrize("options", [{"colorspace": "bt709"}, {"color_range": "pc"}])
+def test_frames_of_other_colours_go_through_rgb(tmp_path, options):
+    """Records have BT.601's matrix in the limited range."""
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25, options={"crf": "1"} | options)
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        for i, (_, rgb) in enumerate(numbered(3)):
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            container.mux(video.encode(frame.reformat(format="yuv420p")))
+        container.mux(video.encode(None))
+    np.testing.assert_array_equal(np.stack(coded(path)), media.read(path).frames)
+
+
+@pytest.mark.parametrize("rate", [16000, 11025])
+def test_resampling_in_pieces_is_resampling_at_once(tmp_path, monkeypatch, rate):
+    path = tmp_path / "clip.mkv"
+    noise = np.random.default_rng(0).integers(-9000, 9000, (2, 96000), np.int16)
+    write_video(path, grey(50), sound=(0, noise), layout="stereo")
+    found = []
+    for at_once in (1, 5000, 10**9):
+        monkeypatch.setattr(media, "RESAMPLED_AT_ONCE", at_once)
+        found.append(media.read_audio(path, rate))
+    assert abs(len(found[0]) - 2 * rate) < 0.03 * rate
+    assert all(np.array_equal(found[0], x) for x in found[1:])
+
+
 PEAK = r"""
 import re, sys
 from pathlib import Path

@@ -1,6 +1,7 @@
 """Records: round trips, random access, quality, damage, the folder as TFDS sees it."""
 
 import concurrent.futures
+import io
 import itertools
 import os
 import pickle
@@ -89,18 +90,35 @@ def test_a_part_of_the_sound_is_what_it_is_in_the_whole(kind):
     assert record._fields["audio"].startswith(magic)
 
 
-def test_only_the_needed_groups_of_pictures_are_decoded(payload, monkeypatch):
+def test_no_more_is_decoded_than_the_wanted_frames_need(payload, monkeypatch):
+    """Groups of 16: others refer to frames 4, 8, 12 and 15 alone."""
     decoded = []
-    whole = Record._frames_from
+    whole = Record._frames_of
 
     def counting(self, *arguments):
-        for frame in whole(self, *arguments):
-            decoded.append(round(frame.pts * frame.time_base * 25))
-            yield frame
+        for index, frame in whole(self, *arguments):
+            decoded.append(index)
+            yield index, frame
 
-    monkeypatch.setattr(Record, "_frames_from", counting)
+    monkeypatch.setattr(Record, "_frames_of", counting)
     Record(payload).frames([20, 66])
-    assert decoded == [*range(16, 21), *range(64, 67)]
+    assert decoded == [16, 20, 64, 66]
+    decoded.clear()
+    Record(payload).frames([31, 49])
+    assert decoded == [16, 20, 24, 28, 31, 48, 49]
+
+
+def test_frames_as_they_were_coded_are_encoded_like_pictures():
+    """In the types that the encoder chooses, whichever those of their file were."""
+    first = Record(encode(Clip(moving_picture(), 25.0, None), "clip"))
+    with av.open(io.BytesIO(first._fields["video"])) as container:
+        frames = list(container.decode(video=0))
+    again = Record(encode(Clip(iter(frames[5:]), 25.0, None), "clip"))
+    assert (again.num_frames, again.height, again.width) == (65, 48, 64)
+    assert psnr(first.frames(range(5, 70)), again.frames(range(65))) > 36
+    with av.open(io.BytesIO(again._fields["video"])) as container:
+        keys = [x.pts * x.time_base for x in container.decode(video=0) if x.key_frame]
+    assert [round(25 * at) for at in keys] == [0, 16, 32, 48, 64]
 
 
 def test_threads_read_the_same_record_alike(payload):

@@ -331,33 +331,47 @@ def _sizes(frame, pixel_aspect: float) -> dict:
     return dict(zip(names, (*shown, frame.width, frame.height), strict=True))
 
 
-def show(frame, place: Geometry, scaler: VideoReformatter) -> np.ndarray:
-    """A decoded frame as uint8 [h w 3], scaled by FFmpeg's swscale (bicubic).
+class Scaler:
+    """Decoded frames at the size at which they are shown (FFmpeg's swscale, bicubic).
 
-    One `scaler` serves a whole clip: setting one up costs more than scaling a frame.
+    One serves a whole clip: setting one up costs more than scaling a frame.
     """
-    rgb = scaler.reformat(
-        frame, place.width, place.height, "rgb24", interpolation="BICUBIC", threads=1
-    ).to_ndarray()
-    if place.transpose:
-        rgb = rgb.transpose(1, 0, 2)
-    rgb = rgb[:: -1 if place.flip_rows else 1, :: -1 if place.flip_columns else 1]
-    return np.ascontiguousarray(rgb)
 
+    def __init__(self):
+        self._scale, self._convert = VideoReformatter(), VideoReformatter()
 
-def as_coded(frame, place: Geometry, scaler: VideoReformatter):
-    """A decoded frame scaled as `show` does, in yuv420p; None where `show` is better.
+    def coded(self, frame, place: Geometry) -> av.VideoFrame | None:
+        """In yuv420p, BT.601, limited range, as records have it; None: only by `rgb`.
 
-    It has to be upright, 8 bit 4:2:0 in the limited range with BT.601's matrix (which
-    is what FFmpeg takes it for where it does not say). The way through RGB and back
-    takes several times as long and costs 1 of 255 in the mean.
-    """
-    if place[2:] != (False, False, False) or frame.format.name != "yuv420p":
-        return None
-    if int(frame.colorspace) not in BT601 or int(frame.color_range) not in LIMITED:
-        return None
-    size = place.width, place.height
-    return scaler.reformat(frame, *size, interpolation="BICUBIC", threads=1)
+        It has to be upright, 8 bit 4:2:0 in the limited range with BT.601's matrix
+        (which is what FFmpeg takes it for where it does not say). The way through RGB
+        and back takes several times as long and costs 1 of 255 in the mean.
+        """
+        if place[2:] != (False, False, False) or frame.format.name != "yuv420p":
+            return None
+        if int(frame.colorspace) not in BT601 or int(frame.color_range) not in LIMITED:
+            return None
+        size = place.width, place.height
+        return self._scale.reformat(frame, *size, interpolation="BICUBIC", threads=1)
+
+    def rgb(self, frame, place: Geometry) -> np.ndarray:
+        """uint8 [h w 3]; of frames that can be `coded`, what their records will give.
+
+        Scaled in RGB they would be darker by 1 to 2 of 255, and take longer.
+        """
+        small = self.coded(frame, place)
+        if small is None:
+            size = place.width, place.height
+            found = self._convert.reformat(
+                frame, *size, "rgb24", interpolation="BICUBIC", threads=1
+            )
+        else:
+            found = self._convert.reformat(small, format="rgb24", threads=1)
+        rgb = found.to_ndarray()
+        if place.transpose:
+            rgb = rgb.transpose(1, 0, 2)
+        rgb = rgb[:: -1 if place.flip_rows else 1, :: -1 if place.flip_columns else 1]
+        return np.ascontiguousarray(rgb)
 
 
 def _forward(frames: Iterable, origin: float, decoding: Decoding) -> Iterator:
@@ -449,14 +463,13 @@ def _pictures(
 ) -> Iterator:
     """The wanted frames as uint8 [h w 3]; a decoded frame is scaled at most once.
 
-    coded: as av.VideoFrame where `as_coded` can.
+    coded: as av.VideoFrame where `Scaler.coded` can.
     """
     begin = info.origin + start if start else None
     frames = _frames_from(path, "video", begin, 0.0, decoding)
     timed = _forward(frames, info.origin + (start or 0.0), decoding)
     stop = math.inf if end is None else end - (start or 0.0)
-    place, shown, picture = None, None, None
-    scaler, to_rgb = VideoReformatter(), VideoReformatter()
+    place, shown, picture, scaler = None, None, None, Scaler()
     for frame in _resample(timed, fps, late, stop, decoding):
         place = place or geometry(frame, info.pixel_aspect, short_side)
         if frame is not shown:
@@ -467,8 +480,8 @@ def _pictures(
                 decoding.note("the picture changes its size; scaled to the first one's")
             shown = frame
             try:
-                found = as_coded(frame, place, scaler) if coded else None
-                picture = show(frame, place, to_rgb) if found is None else found
+                found = scaler.coded(frame, place) if coded else None
+                picture = scaler.rgb(frame, place) if found is None else found
             except (av.FFmpegError, MemoryError, ValueError) as error:
                 decoding.bad_packets += 1
                 decoding.reason = _reason(error)
@@ -636,7 +649,7 @@ def frames_at(
     left, fps, start = list(numbers), float(fps), start or 0.0
     ahead = left[0] / fps if left and sought else 0.0
     begin = info.origin + start + ahead if start or ahead else None
-    decoding, scaler, place = Decoding("picture"), VideoReformatter(), None
+    decoding, scaler, place = Decoding("picture"), Scaler(), None
     frames = _frames_from(path, "video", begin, 0.0, decoding)
     late, held = 0.5 / fps if own_rate else min(TOLERANCE, 0.1 / fps), None
     end = ((math.inf, None),) if left else ()
@@ -644,7 +657,7 @@ def frames_at(
     for seconds, frame in itertools.chain(timed, end):
         while held is not None and left and left[0] / fps + late < seconds:
             place = place or geometry(held, info.pixel_aspect, short_side)
-            yield left.pop(0), show(held, place, scaler)
+            yield left.pop(0), scaler.rgb(held, place)
         if not left:
             return
         held = frame

@@ -28,12 +28,12 @@ to read it. A data set lies in `DIR/NAME/1.0.0/`:
 Picture. H.264 by libx264 at constant quality, a key frame every 16 frames, so that
 decoding starts at most 15 frames early. Three of four frames in between are B frames
 that no other frame refers to: those that are not wanted are not decoded. At stride 4
-that leaves 28 of 67 frames and a quarter less time than without B frames, in 14 % fewer
-bytes at 0.45 dB less (six of the development clips at short side 256: mean PSNR 38.4
-dB, lowest clip 34.1). `veryfast` with `tune=fastdecode` (no CABAC, no deblocking, no
-weighted prediction) at crf 22, 8 bit 4:2:0, BT.601 in the limited range. Adaptive
-quantisation, transforms of 8 x 8 and partitions are off: at the same PSNR that takes
-9 % fewer bytes, a quarter less time to decode and as much less to encode. Without
+that leaves 28 of 67 frames and two thirds of the time that it takes without B frames,
+in 4 % fewer bytes of the same PSNR (six of the development clips at short side 256:
+mean 38.8 dB, lowest clip 34.6). `veryfast` with `tune=fastdecode` (no CABAC, no
+deblocking, no weighted prediction) at crf 21, 8 bit 4:2:0, BT.601 in the limited range.
+Adaptive quantisation, transforms of 8 x 8 and partitions are off: at the same PSNR that
+takes 9 % fewer bytes, a quarter less time to decode and as much less to encode. Without
 `fastdecode` the same PSNR takes 5 % fewer bytes and 1.6 times as long to decode. There
 is no `mbtree`, since with it the same small frames gave other bytes in some runs (never
 with x264's assembly code off); the same PSNR takes as many bytes without it. JPEG is at
@@ -72,7 +72,7 @@ GOP = 16  # frames from one key frame to the next
 X264 = {
     "preset": "veryfast",
     "tune": "fastdecode",
-    "crf": "22",
+    "crf": "21",
     "x264-params": f"keyint={GOP}:scenecut=0:rc-lookahead=0:mbtree=0:bframes=3:"
     "b-adapt=0:b-pyramid=0:weightb=0:aq-mode=0:8x8dct=0:partitions=none",
 }
@@ -274,8 +274,8 @@ def _shape(frame: np.ndarray | av.VideoFrame) -> tuple[int, int]:
 def _encode_h264(frames: Iterable, fps: float, file) -> None:
     """Writes frames of even sides as MP4; nothing where there are none.
 
-    frames: uint8 [h w 3], or yuv420p as `media.as_coded` gives it. file: a binary file,
-    open for writing and seeking.
+    frames: uint8 [h w 3], or yuv420p as `media.Scaler.coded` gives it. file: a binary
+    file, open for writing and seeking.
     """
     container = None
     reformatter = VideoReformatter()

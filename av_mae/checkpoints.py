@@ -101,7 +101,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def _refuse_other_experiment(self):
-        for step in reversed(_steps(self.folder)):
+        for step in reversed(steps(self.folder)):
             folder = self.folder / str(step)
             try:
                 config, meta = _read_json(folder, "config"), _read_json(folder, "meta")
@@ -137,8 +137,8 @@ class Checkpoints:
         """The newest complete and undamaged step; what is passed over is logged."""
         while True:
             # Process 0 decides: the others might list the folder at another moment.
-            steps = [s for s in _steps(self.folder) if s not in self._bad]
-            step = _from_first(max(steps, default=-1))
+            left = [s for s in steps(self.folder) if s not in self._bad]
+            step = _from_first(max(left, default=-1))
             if step < 0:
                 return None
             problem = self._problem(step)
@@ -238,11 +238,11 @@ class Checkpoints:
             self._error = _save_error(folder, error)
 
     def _delete_old(self):
-        steps = [s for s in _steps(self.folder) if s not in self._bad]
-        complete = [s for s in steps if not missing_checksums(self.folder / str(s))]
+        left = [s for s in steps(self.folder) if s not in self._bad]
+        complete = [s for s in left if not missing_checksums(self.folder / str(s))]
         if len(complete) < self._keep:
             return
-        for step in _steps(self.folder):
+        for step in steps(self.folder):
             if step < complete[-self._keep]:
                 _delete(self.folder / str(step))
 
@@ -273,9 +273,14 @@ class Checkpoints:
 def find(path: Path | str) -> tuple[Path, int]:
     """The checkpoints folder and the newest good step in it.
 
-    path: a workdir, its `checkpoints` folder, or one step in it (then that step).
-    Raises CheckpointError, in one sentence, if there is none.
+    path: a workdir, its `checkpoints` folder, or one step in it (then that step); one
+    in a bucket is copied here first. Raises CheckpointError, in one sentence, if there
+    is none.
     """
+    if "://" in os.fspath(path):
+        from av_mae import mirror  # which is made of this module
+
+        path = mirror.fetched(path)
     path = Path(path).absolute()
     if path.name.isdigit() and (path / "state").is_dir():
         problem = verify(path)
@@ -283,13 +288,13 @@ def find(path: Path | str) -> tuple[Path, int]:
             raise CheckpointError(f"{path} cannot be read: {problem}")
         return path.parent, int(path.name)
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    steps = _steps(folder)
-    if not steps:
+    found = steps(folder)
+    if not found:
         raise CheckpointError(
             f"{path} holds no checkpoint: give a workdir, its checkpoints folder or a "
             "step in it."
         )
-    for step in reversed(steps):
+    for step in reversed(found):
         problem = verify(folder / str(step))
         if not problem:
             return folder, step
@@ -372,7 +377,7 @@ def _sealed(body: Mapping[str, Any]) -> str:
     return json.dumps({**body, "seal": digest}, indent=1, sort_keys=True)
 
 
-def _read_seal(path: Path) -> dict[str, Any] | None:
+def _read_seal(path: Path | epath.Path) -> dict[str, Any] | None:
     """The contents of a checksums file, None if any bit of it is not as written."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -383,7 +388,7 @@ def _read_seal(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def missing_checksums(folder: Path) -> str:
+def missing_checksums(folder: Path | epath.Path) -> str:
     """The first checksums file that a step lacks; '' when the step is complete."""
     first = folder / "checksums-0.json"
     if not first.exists():
@@ -444,7 +449,7 @@ def _all_sealed(folder: Path, seconds: float = 600.0) -> bool:
 # Folders.
 
 
-def _steps(folder: Path) -> list[int]:
+def steps(folder: Path | epath.Path) -> list[int]:
     """The steps in a checkpoints folder, whatever their condition, oldest first."""
     if not folder.is_dir():
         return []

@@ -25,6 +25,7 @@ from av_mae import (
     datasets,
     finetune,
     loop,
+    mirror,
     parallel,
     pretrain,
 )
@@ -35,7 +36,10 @@ log = logging.getLogger("av_mae.main")  # `__name__` is "__main__" here
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.")
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run lives; default: runs/<data>_<file> of the config."
+    "workdir",
+    None,
+    "Where the run lives, a folder or a bucket; default: runs/<data>_<file> of the "
+    "config.",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "Of several processes: host:port of the first; see parallel.py."
@@ -50,7 +54,7 @@ def main(argv):
     del argv
     config = CONFIG.value
     file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    workdir = Path(WORKDIR.value or default_workdir(file))
+    workdir = WORKDIR.value or default_workdir(file)
     try:
         commandline.quiet_libraries()
         parallel.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
@@ -69,7 +73,8 @@ def main(argv):
         data = datasets.load(config)
         readable = runs.config_of(json.loads(runs.config_json(config)))
         log.info("workdir %s  %s\n%s", workdir, loop.provenance(), readable)
-        run(config, data, workdir)
+        with mirror.kept(workdir) as folder:
+            run(config, data, folder)
     except (UserError, DataError) as error:
         commandline.stop(error)
 

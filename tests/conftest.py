@@ -36,6 +36,14 @@ def log_as_it_was():
         logger.handlers[:] = handlers
 
 
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A bucket of gs://, see buckets.py."""
+    import buckets
+
+    return buckets.make(tmp_path, monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def toy_run(tmp_path_factory):
     """A folder with clips (`clips`), records (`set`), runs `pretrain` and `finetune`.

@@ -168,7 +168,7 @@ def test_a_bad_update_stops_the_run_and_is_never_saved(tmp_path, monkeypatch):
         "try a lower schedule.learning_rate_per_256",
     ):
         assert text in str(error.value)
-    steps = checkpoints._steps(tmp_path / "checkpoints")
+    steps = checkpoints.steps(tmp_path / "checkpoints")
     assert steps == [3, 4]
     config = synthetic.tiny(PRETRAIN, **LIGHT | changes)
     *_, batch = zip(
@@ -182,7 +182,7 @@ def test_a_bad_update_stops_the_run_and_is_never_saved(tmp_path, monkeypatch):
     changes |= {"checkpoint__every_steps": 4}
     with pytest.raises(TrainingError, match="parameter_norm is inf at step 5; .* 4 in"):
         training_run.run(PRETRAIN, tmp_path, LIGHT | changes)
-    assert checkpoints._steps(tmp_path / "checkpoints") == [3, 4]
+    assert checkpoints.steps(tmp_path / "checkpoints") == [3, 4]
 
 
 def spoilt(monkeypatch, bad: int):

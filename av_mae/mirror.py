@@ -1,0 +1,193 @@
+"""Workdirs in a bucket (gs://, s3://, by etils.epath): a folder here, kept alike there.
+
+A run works in a folder of this machine's cache. Every `SECONDS`, and when it ends, what
+is new or has changed is copied to the bucket: a checkpoint step when it is complete,
+its checksums last, so that a step in the bucket is whole or counts as unfinished. Steps
+that are gone here go there. A run that is started again, on whatever machine, begins
+with the newest complete step of the bucket, unless this machine has a newer one.
+
+A bucket has no lock: take care that no two machines run in the same workdir.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from av_mae import CheckpointError, ConfigError, checkpoints
+from data import storage
+
+SECONDS = 30.0
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def kept(workdir: str | os.PathLike) -> Iterator[Path]:
+    """The folder to work in: `workdir`, or what is kept like the bucket's folder.
+
+    Raises ConfigError for a bucket and several processes, which need one folder that
+    they share, and CheckpointError where at the end not all could be copied.
+    """
+    if not storage.is_remote(workdir):
+        yield Path(workdir)
+        return
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"--workdir={workdir} is a bucket, but there are {jax.process_count()} "
+            "processes, which have to share a folder: mount the bucket, or give a "
+            "folder of a file system that all see."
+        )
+    mirror = Mirror(workdir)
+    mirror.pull()
+    ended = threading.Event()
+    thread = threading.Thread(target=mirror.keep, args=(ended,), daemon=True)
+    thread.start()
+    try:
+        yield mirror.here
+    finally:
+        ended.set()
+        thread.join()
+        mirror.push()
+
+
+class Mirror:
+    """A workdir of a bucket (`there`) and its folder on this machine (`here`)."""
+
+    def __init__(self, workdir: str | os.PathLike):
+        self.there = storage.place(workdir)
+        self.here = _cache(self.there)
+        self._sent: dict[str, tuple[int, int]] = {}  # size and time of what is there
+
+    def pull(self):
+        """Fills `here` from the bucket where that has the newer complete step."""
+        newest = {
+            folder: max(_complete(folder / checkpoints.FOLDER), default=-1)
+            for folder in (self.there, self.here)
+        }
+        step = newest[self.there]
+        if step <= newest[self.here]:
+            return
+        log.info(
+            "copying step %d and the logs of %s to %s", step, self.there, self.here
+        )
+        shutil.rmtree(self.here, ignore_errors=True)
+        for name in _files(self.there):
+            parts = name.split("/")
+            if parts[0] == checkpoints.FOLDER and parts[1] != str(step):
+                continue
+            _copy(self.there / name, self.here / name)
+            self._sent[name] = _state(self.here / name)
+
+    def push(self):
+        """Makes the bucket what the folder is. Raises CheckpointError if it cannot."""
+        try:
+            steps = set(_complete(self.here / checkpoints.FOLDER))
+            for name in sorted(_files(self.here), key=_checksums_last):
+                parts = name.split("/")
+                if parts[0] == checkpoints.FOLDER and (
+                    not parts[1].isdigit() or int(parts[1]) not in steps
+                ):
+                    continue
+                state = _state(self.here / name)
+                if self._sent.get(name) != state:
+                    _copy(self.here / name, self.there / name)
+                    self._sent[name] = state
+            self._remove_old(steps)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.there} cannot be written ({error}): the run is whole in "
+                f"{self.here}; give the command again to copy it."
+            ) from error
+
+    def _remove_old(self, steps: set[int]):
+        folder = self.there / checkpoints.FOLDER
+        for step in checkpoints.steps(folder):
+            if steps and step not in steps and step < max(steps):
+                for path in folder.glob(f"{step}/checksums-*.json"):
+                    path.unlink()
+                (folder / str(step)).rmtree()
+
+    def keep(self, ended: threading.Event):
+        """Pushes every `SECONDS` until the event; what fails is tried again."""
+        while not ended.wait(SECONDS):
+            with contextlib.suppress(FileNotFoundError):  # deleted in the meantime
+                try:
+                    self.push()
+                except CheckpointError as error:
+                    if not isinstance(error.__cause__, FileNotFoundError):
+                        log.warning("%s It is tried again.", error)
+
+
+def fetched(path: str | os.PathLike) -> Path:
+    """A copy on this machine of a checkpoint in a bucket, the folder of one step.
+
+    path: as of `checkpoints.find`. Raises CheckpointError where there is none.
+    """
+    there = storage.place(path)
+    if there.name.isdigit():
+        folder, step = there.parent, int(there.name)
+    else:
+        inner = there / checkpoints.FOLDER
+        folder = inner if inner.is_dir() else there
+        step = max(_complete(folder), default=-1)
+    if step not in _complete(folder):
+        raise CheckpointError(
+            f"{path} holds no complete checkpoint: give a workdir, its checkpoints "
+            "folder or a step in it."
+        )
+    here = _cache(folder) / str(step)
+    if checkpoints.verify(here):
+        shutil.rmtree(here, ignore_errors=True)
+        log.info("copying %s to %s", folder / str(step), here)
+        for name in sorted(_files(folder / str(step)), key=_checksums_last):
+            _copy(folder / str(step) / name, here / name)
+    return here
+
+
+def _cache(there) -> Path:
+    """Where a folder of a bucket has its copy."""
+    return storage.cache() / "runs" / urllib.parse.quote(os.fspath(there), safe="")
+
+
+def _complete(folder) -> list[int]:
+    """The steps with all their checksums."""
+    return [
+        step
+        for step in checkpoints.steps(folder)
+        if not checkpoints.missing_checksums(folder / str(step))
+    ]
+
+
+def _files(folder) -> Iterator[str]:
+    """Names of the files below a folder, but for those that only a running run has."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.name.startswith(".") and path.name.endswith(("lock", ".json")):
+            continue
+        if path.is_dir():
+            yield from (f"{path.name}/{name}" for name in _files(path))
+        else:
+            yield path.name
+
+
+def _checksums_last(name: str) -> tuple[bool, str]:
+    return name.split("/")[-1].startswith("checksums-"), name
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _copy(source, target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as one, target.open("wb") as other:
+        shutil.copyfileobj(one, other, storage.PART)

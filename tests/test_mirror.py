@@ -1,0 +1,169 @@
+"""Workdirs in a bucket: what is copied when, and a run that goes on elsewhere."""
+
+import logging
+import shutil
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from av_mae import CheckpointError, ConfigError, checkpoints, loop, mirror
+
+RUN = "gs://mine/run"
+
+
+def step_of(workdir, step: int, whole: bool = True):
+    """A step as a finished save leaves it; or without checksums, as a kill does."""
+    folder = workdir / "checkpoints" / str(step)
+    (folder / "state").mkdir(parents=True)
+    (folder / "state" / "array").write_bytes(bytes([step]) * 99)
+    if whole:
+        checkpoints.seal(folder, 0, 1)
+
+
+def names(folder) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def another_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+
+
+def test_a_folder_is_worked_in_itself(tmp_path):
+    with mirror.kept(str(tmp_path / "run")) as folder:
+        assert folder == tmp_path / "run"
+
+
+def test_the_bucket_gets_logs_and_complete_steps_alone(bucket):
+    with mirror.kept(RUN) as folder:
+        step_of(folder, 1)
+        step_of(folder, 2, whole=False)
+        (folder / "checkpoints/3.orbax-checkpoint-tmp").mkdir()
+        (folder / "checkpoints/3.orbax-checkpoint-tmp/x").write_text("")
+        (folder / "checkpoints/.lock").write_text("")
+        (folder / "metrics.jsonl").write_text("{}\n")
+        (folder / "pictures").mkdir()
+        (folder / "pictures/a.png").write_bytes(b"png")
+    files = {"metrics.jsonl", "pictures/a.png"}
+    files |= {f"checkpoints/1/{x}" for x in ("state/array", "checksums-0.json")}
+    assert names(bucket.folder / "mine/run") == files
+    written = [path for path, mode in bucket.opened if "w" in mode]
+    assert written[-1] == f"{RUN}/checkpoints/1/checksums-0.json"
+
+
+def test_only_what_changed_is_copied_and_old_steps_go(bucket):
+    made = mirror.Mirror(RUN)
+    step_of(made.here, 1)
+    (made.here / "metrics.jsonl").write_text("{}\n")
+    made.push()
+    bucket.opened.clear()
+    step_of(made.here, 2)
+    shutil.rmtree(made.here / "checkpoints/1")
+    made.push()
+    there = bucket.folder / "mine/run"
+    assert sorted(p.name for p in (there / "checkpoints").iterdir()) == ["2"]
+    assert f"{RUN}/metrics.jsonl" not in [path for path, _ in bucket.opened]
+    (made.here / "metrics.jsonl").write_text("{}\n{}\n")
+    made.push()
+    assert (there / "metrics.jsonl").read_text() == "{}\n{}\n"
+
+
+def test_another_machine_begins_with_the_newest_complete_step(
+    bucket, tmp_path, monkeypatch
+):
+    with mirror.kept(RUN) as folder:
+        for step in (1, 2):
+            step_of(folder, step)
+        (folder / "metrics.jsonl").write_text("{}\n")
+    step_of(bucket.folder / "mine/run", 3, whole=False)
+    another_machine(monkeypatch, tmp_path)
+    with mirror.kept(RUN) as other:
+        assert other != folder
+        assert sorted(p.name for p in (other / "checkpoints").iterdir()) == ["2"]
+        assert not checkpoints.verify(other / "checkpoints/2")
+        assert (other / "metrics.jsonl").read_text() == "{}\n"
+
+
+def test_a_newer_step_of_this_machine_stays(bucket):
+    with mirror.kept(RUN) as folder:
+        step_of(folder, 1)
+    step_of(folder, 2)  # the machine stopped before it could be copied
+    with mirror.kept(RUN) as again:
+        assert checkpoints.steps(again / "checkpoints") == [1, 2]
+    assert checkpoints.steps(bucket.folder / "mine/run/checkpoints") == [1, 2]
+
+
+def test_it_is_copied_while_the_run_goes_on(bucket, monkeypatch):
+    monkeypatch.setattr(mirror, "SECONDS", 0.05)
+    copied = threading.Event()
+    push = mirror.Mirror.push
+
+    def noticed(self):
+        push(self)
+        if (bucket.folder / "mine/run/checkpoints/1/checksums-0.json").exists():
+            copied.set()
+
+    monkeypatch.setattr(mirror.Mirror, "push", noticed)
+    with mirror.kept(RUN) as folder:
+        step_of(folder, 1)
+        assert copied.wait(20)
+
+
+def test_a_bucket_that_cannot_be_written(bucket, monkeypatch, caplog):
+    """Tried again while the run goes on; at the end a sentence, and nothing is lost."""
+
+    def full(path, mode):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bucket, "open", full, raising=False)
+    monkeypatch.setattr(mirror, "SECONDS", 0.05)
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(CheckpointError, match="the run is whole in .*runs/gs%3A"),
+    ):
+        with mirror.kept(RUN) as folder:
+            step_of(folder, 1)
+            while "tried again" not in caplog.text:
+                threading.Event().wait(0.05)
+    assert not checkpoints.verify(folder / "checkpoints/1")
+
+
+def test_several_processes_need_a_folder(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="mount the bucket"), mirror.kept(RUN):
+        pass
+
+
+def test_a_run_goes_on_from_the_bucket_and_its_weights_are_read(
+    bucket, tmp_path, monkeypatch
+):
+    """With Orbax's own steps: resumed by a run, opened by name."""
+    values = {"params": {"w": np.arange(12.0).reshape(3, 4)}, "step": np.int32(0)}
+    with mirror.kept(RUN) as folder:
+        run = checkpoints.Checkpoints(folder, {"a": 1}, {"labels": ["x"]}, keep=1)
+        for step in (1, 2):
+            run.save(step, values | {"step": np.int32(step)}, force=True)
+        run.close()
+        (folder / loop.METRICS).write_text('{"step": 2}\n')
+    another_machine(monkeypatch, tmp_path)
+    with mirror.kept(RUN) as folder:
+        run = checkpoints.Checkpoints(folder, {"a": 1}, {"labels": ["x"]}, keep=1)
+        assert run.latest() == 2
+        assert int(run.restore(2, values)["step"]) == 2
+        run.close()
+    for name in (RUN, f"{RUN}/checkpoints", f"{RUN}/checkpoints/2"):
+        params, config, meta = checkpoints.load(name)
+        np.testing.assert_array_equal(params["w"], values["params"]["w"])
+        assert (config, meta["labels"]) == ({"a": 1}, ["x"])
+
+
+def test_a_copy_that_was_damaged_is_fetched_again(bucket):
+    step_of(bucket.folder / "mine/run", 1)
+    here = mirror.fetched(RUN)
+    (here / "state/array").write_bytes(b"damaged")
+    assert not checkpoints.verify(mirror.fetched(RUN))
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+        mirror.fetched(f"{RUN}/checkpoints/7")
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+        checkpoints.load("gs://mine/nothing")

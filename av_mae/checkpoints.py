@@ -22,7 +22,6 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -40,12 +39,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from av_mae import CheckpointError, ConfigError
+from av_mae import CheckpointError, ConfigError, checksums, mirror
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-FOLDER = "checkpoints"
 
 FREE = re.compile(
     r"(mode|steps|epochs|dry_run|workdir|nonfinite)"
@@ -82,7 +80,7 @@ class Checkpoints:
                 "be at least 1."
             )
         self.workdir = Path(workdir).absolute()
-        self.folder = self.workdir / FOLDER
+        self.folder = self.workdir / checksums.FOLDER
         self._keep, self._every = keep, every_steps
         self._config = json.loads(json.dumps(config))
         self._meta = json.loads(json.dumps({**meta, "format": FORMAT}))
@@ -101,7 +99,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def _refuse_other_experiment(self):
-        for step in reversed(steps(self.folder)):
+        for step in reversed(checksums.steps(self.folder)):
             folder = self.folder / str(step)
             try:
                 config, meta = _read_json(folder, "config"), _read_json(folder, "meta")
@@ -137,7 +135,7 @@ class Checkpoints:
         """The newest complete and undamaged step; what is passed over is logged."""
         while True:
             # Process 0 decides: the others might list the folder at another moment.
-            left = [s for s in steps(self.folder) if s not in self._bad]
+            left = [s for s in checksums.steps(self.folder) if s not in self._bad]
             step = _from_first(max(left, default=-1))
             if step < 0:
                 return None
@@ -150,7 +148,7 @@ class Checkpoints:
     def _problem(self, step: int) -> str:
         """Why a step is not good, '' if it is; every process checks its share."""
         share = (jax.process_index(), jax.process_count())
-        problem = verify(self.folder / str(step), share)
+        problem = checksums.verify(self.folder / str(step), share)
         if any(_from_all(bool(problem))):
             return problem or "another process found a damaged file in it (its log)."
         self._good.add(step)
@@ -204,7 +202,7 @@ class Checkpoints:
         )
         try:
             if jax.process_index() == 0 and folder.exists():
-                _delete(folder)  # an unfinished or damaged one of an earlier run
+                checksums.delete(folder)  # unfinished or damaged, of an earlier run
             _barrier(f"save {step}")
             self._manager.reload()
             self._manager.save(
@@ -230,7 +228,7 @@ class Checkpoints:
         folder = self.folder / str(step)
         try:
             self._manager.wait_until_finished()
-            seal(folder, jax.process_index(), jax.process_count())
+            checksums.seal(folder, jax.process_index(), jax.process_count())
             if jax.process_index() == 0 and _all_sealed(folder):
                 self._delete_old()
             self._good.add(step)
@@ -238,13 +236,13 @@ class Checkpoints:
             self._error = _save_error(folder, error)
 
     def _delete_old(self):
-        left = [s for s in steps(self.folder) if s not in self._bad]
-        complete = [s for s in left if not missing_checksums(self.folder / str(s))]
+        left = [s for s in checksums.steps(self.folder) if s not in self._bad]
+        complete = [s for s in left if not checksums.missing(self.folder / str(s))]
         if len(complete) < self._keep:
             return
-        for step in steps(self.folder):
+        for step in checksums.steps(self.folder):
             if step < complete[-self._keep]:
-                _delete(self.folder / str(step))
+                checksums.delete(self.folder / str(step))
 
     def wait(self):
         """Waits for the last save to be complete; CheckpointError if it failed."""
@@ -277,25 +275,23 @@ def find(path: Path | str) -> tuple[Path, int]:
     in a bucket is copied here first. Raises CheckpointError, in one sentence, if there
     is none.
     """
-    if "://" in os.fspath(path):
-        from av_mae import mirror  # which is made of this module
-
+    if mirror.is_remote(path):
         path = mirror.fetched(path)
     path = Path(path).absolute()
     if path.name.isdigit() and (path / "state").is_dir():
-        problem = verify(path)
+        problem = checksums.verify(path)
         if problem:
             raise CheckpointError(f"{path} cannot be read: {problem}")
         return path.parent, int(path.name)
-    folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    found = steps(folder)
+    folder = path / checksums.FOLDER if (path / checksums.FOLDER).is_dir() else path
+    found = checksums.steps(folder)
     if not found:
         raise CheckpointError(
             f"{path} holds no checkpoint: give a workdir, its checkpoints folder or a "
             "step in it."
         )
     for step in reversed(found):
-        problem = verify(folder / str(step))
+        problem = checksums.verify(folder / str(step))
         if not problem:
             return folder, step
         log.warning("Step %d of %s is passed over: %s", step, folder, problem)
@@ -340,127 +336,18 @@ def load(
     return restored[weights], config, meta
 
 
-# Checksums.
-
-
-def seal(folder: Path, process: int, processes: int):
-    """Writes checksums-<process>.json: the files of a finished step it wrote."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_dir() or path.name.startswith((".", "checksums-")):
-            continue
-        if _writer(name) == process:
-            files[name] = {"sha256": _sha256(path), "size": path.stat().st_size}
-    body = {
-        "step": int(folder.name),
-        "process": process,
-        "processes": processes,
-        "files": files,
-    }
-    temporary = folder / f".checksums-{process}.json"
-    temporary.write_text(_sealed(body), encoding="utf-8")
-    os.replace(temporary, folder / f"checksums-{process}.json")
-
-
-def _writer(name: str) -> int:
-    """The process that wrote a file: Orbax keeps each process's arrays in a folder of
-    its own; everything else comes from process 0."""
-    match = re.search(r"(?:^|/|\.)process_(\d+)(?:/|$)", name)
-    return int(match[1]) if match else 0
-
-
-def _sealed(body: Mapping[str, Any]) -> str:
-    """The text of a checksums file, which holds its own SHA-256 too."""
-    text = json.dumps(body, indent=1, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return json.dumps({**body, "seal": digest}, indent=1, sort_keys=True)
-
-
-def _read_seal(path: Path | epath.Path) -> dict[str, Any] | None:
-    """The contents of a checksums file, None if any bit of it is not as written."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        body = json.loads(text)
-        del body["seal"]
-        return body if _sealed(body) == text else None
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def missing_checksums(folder: Path | epath.Path) -> str:
-    """The first checksums file that a step lacks; '' when the step is complete."""
-    first = folder / "checksums-0.json"
-    if not first.exists():
-        return first.name
-    body = _read_seal(first) or {"processes": 1}
-    for process in range(body["processes"]):
-        if not (folder / f"checksums-{process}.json").exists():
-            return f"checksums-{process}.json"
-    return ""
-
-
-def verify(folder: Path, share: tuple[int, int] = (0, 1)) -> str:
-    """Why a step cannot be used, naming the file; '' if it is complete and undamaged.
-
-    share: (i, n) reads only every n-th file, from the i-th.
-    """
-    missing = missing_checksums(folder)
-    if missing:
-        return f"it is unfinished (the run ended before {missing} was written)."
-    body = _read_seal(folder / "checksums-0.json")
-    checksums: dict[str, dict[str, Any]] = {}
-    for process in range(body["processes"] if body else 1):
-        name = f"checksums-{process}.json"
-        body = _read_seal(folder / name)
-        if body is None or body["step"] != int(folder.name):
-            return f"{name} is damaged."
-        checksums.update(body["files"])
-    for name in sorted(checksums)[share[0] :: share[1]]:
-        path, wanted = folder / name, checksums[name]
-        if not path.is_file():
-            return f"{name} is missing."
-        if path.stat().st_size != wanted["size"]:
-            return (
-                f"{name} is damaged ({path.stat().st_size} bytes instead of "
-                f"{wanted['size']})."
-            )
-        if _sha256(path) != wanted["sha256"]:
-            return f"{name} is damaged (its SHA-256 is not what was written)."
-    return ""
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _all_sealed(folder: Path, seconds: float = 600.0) -> bool:
     """Waits until every process has written its checksums; False if some do not."""
     until = time.monotonic() + seconds
-    while missing_checksums(folder):
+    while checksums.missing(folder):
         if time.monotonic() > until:
-            log.warning("%s has no %s.", folder, missing_checksums(folder))
+            log.warning("%s has no %s.", folder, checksums.missing(folder))
             return False
         time.sleep(0.05)
     return True
 
 
 # Folders.
-
-
-def steps(folder: Path | epath.Path) -> list[int]:
-    """The steps in a checkpoints folder, whatever their condition, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
-
-
-def _delete(folder: Path):
-    """Deletes a step, its checksums first: a kill in between leaves it unfinished."""
-    for path in folder.glob("checksums-*.json"):
-        path.unlink(missing_ok=True)
-    shutil.rmtree(folder)
 
 
 def _lock(folder: Path) -> int | None:

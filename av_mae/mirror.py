@@ -19,13 +19,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from etils import epath
 
-from av_mae import CheckpointError, ConfigError, checkpoints
-from data import storage
+from av_mae import CheckpointError, ConfigError, checksums
 
 SECONDS = 30.0
+PART = 1 << 20  # bytes copied at once
 
 log = logging.getLogger(__name__)
+
+
+def is_remote(where: str | os.PathLike) -> bool:
+    """Whether it names a bucket."""
+    return "://" in os.fspath(where)
 
 
 @contextlib.contextmanager
@@ -35,7 +41,7 @@ def kept(workdir: str | os.PathLike) -> Iterator[Path]:
     Raises ConfigError for a bucket and several processes, which need one folder that
     they share, and CheckpointError where at the end not all could be copied.
     """
-    if not storage.is_remote(workdir):
+    if not is_remote(workdir):
         yield Path(workdir)
         return
     if jax.process_count() > 1:
@@ -61,14 +67,14 @@ class Mirror:
     """A workdir of a bucket (`there`) and its folder on this machine (`here`)."""
 
     def __init__(self, workdir: str | os.PathLike):
-        self.there = storage.place(workdir)
+        self.there = epath.Path(workdir)
         self.here = _cache(self.there)
         self._sent: dict[str, tuple[int, int]] = {}  # size and time of what is there
 
     def pull(self):
         """Fills `here` from the bucket where that has the newer complete step."""
         newest = {
-            folder: max(_complete(folder / checkpoints.FOLDER), default=-1)
+            folder: max(_complete(folder / checksums.FOLDER), default=-1)
             for folder in (self.there, self.here)
         }
         step = newest[self.there]
@@ -80,7 +86,7 @@ class Mirror:
         shutil.rmtree(self.here, ignore_errors=True)
         for name in _files(self.there):
             parts = name.split("/")
-            if parts[0] == checkpoints.FOLDER and parts[1] != str(step):
+            if parts[0] == checksums.FOLDER and parts[1] != str(step):
                 continue
             _copy(self.there / name, self.here / name)
             self._sent[name] = _state(self.here / name)
@@ -88,10 +94,10 @@ class Mirror:
     def push(self):
         """Makes the bucket what the folder is. Raises CheckpointError if it cannot."""
         try:
-            steps = set(_complete(self.here / checkpoints.FOLDER))
+            steps = set(_complete(self.here / checksums.FOLDER))
             for name in sorted(_files(self.here), key=_checksums_last):
                 parts = name.split("/")
-                if parts[0] == checkpoints.FOLDER and (
+                if parts[0] == checksums.FOLDER and (
                     not parts[1].isdigit() or int(parts[1]) not in steps
                 ):
                     continue
@@ -107,8 +113,8 @@ class Mirror:
             ) from error
 
     def _remove_old(self, steps: set[int]):
-        folder = self.there / checkpoints.FOLDER
-        for step in checkpoints.steps(folder):
+        folder = self.there / checksums.FOLDER
+        for step in checksums.steps(folder):
             if steps and step not in steps and step < max(steps):
                 for path in folder.glob(f"{step}/checksums-*.json"):
                     path.unlink()
@@ -130,11 +136,11 @@ def fetched(path: str | os.PathLike) -> Path:
 
     path: as of `checkpoints.find`. Raises CheckpointError where there is none.
     """
-    there = storage.place(path)
+    there = epath.Path(path)
     if there.name.isdigit():
         folder, step = there.parent, int(there.name)
     else:
-        inner = there / checkpoints.FOLDER
+        inner = there / checksums.FOLDER
         folder = inner if inner.is_dir() else there
         step = max(_complete(folder), default=-1)
     if step not in _complete(folder):
@@ -143,7 +149,7 @@ def fetched(path: str | os.PathLike) -> Path:
             "folder or a step in it."
         )
     here = _cache(folder) / str(step)
-    if checkpoints.verify(here):
+    if checksums.verify(here):
         shutil.rmtree(here, ignore_errors=True)
         log.info("copying %s to %s", folder / str(step), here)
         for name in sorted(_files(folder / str(step)), key=_checksums_last):
@@ -153,15 +159,16 @@ def fetched(path: str | os.PathLike) -> Path:
 
 def _cache(there) -> Path:
     """Where a folder of a bucket has its copy."""
-    return storage.cache() / "runs" / urllib.parse.quote(os.fspath(there), safe="")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "av_mae" / "runs" / urllib.parse.quote(os.fspath(there), safe="")
 
 
 def _complete(folder) -> list[int]:
     """The steps with all their checksums."""
     return [
         step
-        for step in checkpoints.steps(folder)
-        if not checkpoints.missing_checksums(folder / str(step))
+        for step in checksums.steps(folder)
+        if not checksums.missing(folder / str(step))
     ]
 
 
@@ -190,4 +197,4 @@ def _state(path: Path) -> tuple[int, int]:
 def _copy(source, target):
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb") as one, target.open("wb") as other:
-        shutil.copyfileobj(one, other, storage.PART)
+        shutil.copyfileobj(one, other, PART)

@@ -22,6 +22,7 @@ from av_mae import (
     TrainingError,
     caveats,
     checkpoints,
+    checksums,
     flops,
     importers,
     loop,
@@ -418,7 +419,7 @@ def params_of(config, workdir: Path, init_params: Callable, mesh: Mesh, labels=N
     """
     path, weights = workdir, {"": "params"} | ({"ema_": "ema"} if config.ema else {})
     if config.init_from.checkpoint_path and not any(
-        (Path(workdir) / checkpoints.FOLDER).glob("[0-9]*")
+        (Path(workdir) / checksums.FOLDER).glob("[0-9]*")
     ):
         path, weights = config.init_from.checkpoint_path, {"": config.init_from.weights}
     shape = jax.eval_shape(init_params, jax.random.key(0))

@@ -89,12 +89,6 @@ def checksum(path: Path) -> dict:
     return dict(sha256=digest.hexdigest(), size=size(path))
 
 
-def cache() -> Path:
-    """Where copies of a bucket's files are kept on this machine."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "av_mae"
-
-
 def local_copy(path: Path, expected: dict | None) -> Path:
     """`path` itself, or the file that was copied from a bucket, now or before.
 
@@ -104,7 +98,8 @@ def local_copy(path: Path, expected: dict | None) -> Path:
         return path
     if expected is None:
         raise RecordError(f"{path}: dataset.json beside it has no checksum of it.")
-    kept = cache() / "shards" / expected["sha256"]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kept = home / "av_mae" / "shards" / expected["sha256"]
     if kept.is_file() and size(kept) == expected["size"]:
         return kept
     kept.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import pytest
 
-from av_mae import CheckpointError, ConfigError, checkpoints
+from av_mae import CheckpointError, ConfigError, checkpoints, checksums
 from av_mae.checkpoints import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,9 +101,9 @@ def test_what_is_saved_comes_back_although_it_was_donated_at_once(tmp_path):
 
 def test_only_the_newest_are_kept(tmp_path):
     save_steps(tmp_path, 1, 2, 3, 4, keep=1)
-    assert checkpoints.steps(tmp_path / "checkpoints") == [4]
+    assert checksums.steps(tmp_path / "checkpoints") == [4]
     save_steps(tmp_path, 5, 6, 7, keep=3)
-    assert checkpoints.steps(tmp_path / "checkpoints") == [5, 6, 7]
+    assert checksums.steps(tmp_path / "checkpoints") == [5, 6, 7]
 
 
 def test_every_file_has_a_checksum(saved):
@@ -184,7 +184,7 @@ def test_damaged_newest_step_does_not_count_among_those_kept(copied):
     run.save(150, make_state(150), force=True)
     run.close()
     assert checkpoints.find(copied) == (copied / "checkpoints", 150)
-    assert checkpoints.steps(copied / "checkpoints") == [100, 150, 200]
+    assert checksums.steps(copied / "checkpoints") == [100, 150, 200]
 
 
 # Orbax leaves a cancelled write behind.
@@ -474,7 +474,7 @@ def free_port():
 def test_two_processes_save_and_one_restores(tmp_path):
     run_two(TWO, tmp_path, free_port())
     folder = tmp_path / "checkpoints" / "3"
-    assert checkpoints.steps(folder.parent) == [2, 3]
+    assert checksums.steps(folder.parent) == [2, 3]
     sealed = [
         json.loads((folder / f"checksums-{i}.json").read_text())["files"]
         for i in (0, 1)
@@ -487,7 +487,7 @@ def test_two_processes_save_and_one_restores(tmp_path):
     np.testing.assert_array_equal(run.restore(3, abstract(state))["w"], params)
     run.close()
     (folder / "checksums-1.json").unlink()
-    assert "checksums-1.json" in checkpoints.verify(folder)
+    assert "checksums-1.json" in checksums.verify(folder)
     assert checkpoints.find(tmp_path)[1] == 2
 
 

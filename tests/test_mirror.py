@@ -8,7 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from av_mae import CheckpointError, ConfigError, checkpoints, loop, mirror
+from av_mae import (
+    CheckpointError,
+    ConfigError,
+    checkpoints,
+    checksums,
+    loop,
+    mirror,
+)
 
 RUN = "gs://mine/run"
 
@@ -19,7 +26,7 @@ def step_of(workdir, step: int, whole: bool = True):
     (folder / "state").mkdir(parents=True)
     (folder / "state" / "array").write_bytes(bytes([step]) * 99)
     if whole:
-        checkpoints.seal(folder, 0, 1)
+        checksums.seal(folder, 0, 1)
 
 
 def names(folder) -> set[str]:
@@ -81,7 +88,7 @@ def test_another_machine_begins_with_the_newest_complete_step(
     with mirror.kept(RUN) as other:
         assert other != folder
         assert sorted(p.name for p in (other / "checkpoints").iterdir()) == ["2"]
-        assert not checkpoints.verify(other / "checkpoints/2")
+        assert not checksums.verify(other / "checkpoints/2")
         assert (other / "metrics.jsonl").read_text() == "{}\n"
 
 
@@ -90,8 +97,8 @@ def test_a_newer_step_of_this_machine_stays(bucket):
         step_of(folder, 1)
     step_of(folder, 2)  # the machine stopped before it could be copied
     with mirror.kept(RUN) as again:
-        assert checkpoints.steps(again / "checkpoints") == [1, 2]
-    assert checkpoints.steps(bucket.folder / "mine/run/checkpoints") == [1, 2]
+        assert checksums.steps(again / "checkpoints") == [1, 2]
+    assert checksums.steps(bucket.folder / "mine/run/checkpoints") == [1, 2]
 
 
 def test_it_is_copied_while_the_run_goes_on(bucket, monkeypatch):
@@ -126,7 +133,7 @@ def test_a_bucket_that_cannot_be_written(bucket, monkeypatch, caplog):
             step_of(folder, 1)
             while "tried again" not in caplog.text:
                 threading.Event().wait(0.05)
-    assert not checkpoints.verify(folder / "checkpoints/1")
+    assert not checksums.verify(folder / "checkpoints/1")
 
 
 def test_several_processes_need_a_folder(monkeypatch):
@@ -162,7 +169,7 @@ def test_a_copy_that_was_damaged_is_fetched_again(bucket):
     step_of(bucket.folder / "mine/run", 1)
     here = mirror.fetched(RUN)
     (here / "state/array").write_bytes(b"damaged")
-    assert not checkpoints.verify(mirror.fetched(RUN))
+    assert not checksums.verify(mirror.fetched(RUN))
     with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
         mirror.fetched(f"{RUN}/checkpoints/7")
     with pytest.raises(CheckpointError, match="holds no complete checkpoint"):

@@ -22,6 +22,7 @@ from av_mae import (
     CheckpointError,
     TrainingError,
     checkpoints,
+    checksums,
     optim,
     parallel,
     pretrain,
@@ -168,7 +169,7 @@ def test_a_bad_update_stops_the_run_and_is_never_saved(tmp_path, monkeypatch):
         "try a lower schedule.learning_rate_per_256",
     ):
         assert text in str(error.value)
-    steps = checkpoints.steps(tmp_path / "checkpoints")
+    steps = checksums.steps(tmp_path / "checkpoints")
     assert steps == [3, 4]
     config = synthetic.tiny(PRETRAIN, **LIGHT | changes)
     *_, batch = zip(
@@ -182,7 +183,7 @@ def test_a_bad_update_stops_the_run_and_is_never_saved(tmp_path, monkeypatch):
     changes |= {"checkpoint__every_steps": 4}
     with pytest.raises(TrainingError, match="parameter_norm is inf at step 5; .* 4 in"):
         training_run.run(PRETRAIN, tmp_path, LIGHT | changes)
-    assert checkpoints.steps(tmp_path / "checkpoints") == [3, 4]
+    assert checksums.steps(tmp_path / "checkpoints") == [3, 4]
 
 
 def spoilt(monkeypatch, bad: int):
@@ -219,7 +220,7 @@ def test_updates_of_bad_batches_are_skipped_and_their_clips_named(
     assert f"the update of step {steps[0]} is skipped: loss is nan" in caplog.text
     assert f"NOTE: {len(steps)} updates were skipped as not finite." in caplog.text
     whole = state_of(tmp_path), synthetic.lines(tmp_path)
-    checkpoints._delete(tmp_path / "checkpoints" / "9")
+    checksums.delete(tmp_path / "checkpoints" / "9")
     training_run.run(PRETRAIN, tmp_path, changes)
     assert_same_bits(state_of(tmp_path), whole[0])
     assert synthetic.lines(tmp_path) == whole[1]
@@ -469,7 +470,7 @@ def test_two_processes_compute_what_one_does_and_one_goes_on(name, optimizer, tm
     assert_gradients_close(two, one)
     assert_close(two, one, optimizer == "adamw")
     # One process goes on where two stood.
-    checkpoints._delete(two / "checkpoints" / "5")
+    checksums.delete(two / "checkpoints" / "5")
     training_run.run(**case(name, optimizer, two))
     assert_close(two, one, optimizer == "adamw")
 
@@ -488,6 +489,6 @@ def test_two_processes_that_split_the_parameters_compute_what_one_does(tmp_path)
     assert_gradients_close(two, one)
     assert_close(two, one, adam=False)
     # One process, which splits nothing, goes on where two stood.
-    checkpoints._delete(two / "checkpoints" / "5")
+    checksums.delete(two / "checkpoints" / "5")
     training_run.run(**case(SOUND, "sgd", two))
     assert_close(two, one, adam=False)

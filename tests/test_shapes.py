@@ -10,7 +10,7 @@ import synthetic
 import training_run
 from test_run import child, finish
 
-from av_mae import CheckpointError, checkpoints, pretrain
+from av_mae import CheckpointError, checkpoints, checksums, pretrain
 
 NAME, HALF, STEPS = "digits/pretrain", 3, 6
 CHANGES = {
@@ -57,7 +57,7 @@ def whole(tmp_path_factory):
 def half(whole, tmp_path):
     """The same as it was after step 3."""
     workdir = Path(shutil.copytree(whole, tmp_path / "half"))
-    checkpoints._delete(workdir / "checkpoints" / str(STEPS))
+    checksums.delete(workdir / "checkpoints" / str(STEPS))
     return workdir
 
 

@@ -246,10 +246,10 @@ def jobs_of(work: Work, seeds: int) -> Iterator[Callable[[], object]]:
         yield job(frozen, work, seed)
     yield job(inpainted, work)
     for seed in range(seeds):
+        for modalities in demo.SETS:
+            yield job(evaluated, work, seed, "scratch", "", modalities, ALL)
         for name, labels in itertools.product(SINGLE, work.scale.labels):
             yield job(evaluated, work, seed, "pretrained", name, name, labels)
-    for seed, modalities in itertools.product(range(seeds), demo.SETS):
-        yield job(evaluated, work, seed, "scratch", "", modalities, ALL)
 
 
 def evaluated(work: Work, seed: int, start: str, source: str, modalities: str, labels):

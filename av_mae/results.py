@@ -68,7 +68,7 @@ class Scale:
     arg: str = ""
 
 
-SMOKE = Scale(100, 50, 20, 1.0, (20,), (1.28e-2,), (2, 3), "smoke")
+SMOKE = Scale(100, 50, 20, 1.0, (20,), (1.28e-2,), (2,), "smoke")
 
 
 class Work:
@@ -528,12 +528,13 @@ def settings(work: Work) -> list[str]:
     """What the search found for each start."""
     lines = ["\n## Learning rates and lengths\n"]
     scale = work.scale
+    first, *others = scale.steps
+    longer = f", the best of them at {' and '.join(map(str, others))}" if others else ""
     lines.append(
         "Found on clips held out of training, with as many tries for each start: the "
-        f"rates {', '.join(f'{x:g}' for x in scale.rates)} per 256 clips at "
-        f"{scale.steps[0]} updates, the best of them at "
-        f"{' and '.join(map(str, scale.steps[1:]))}. With all labels an update has "
-        f"four times the clips, and {EPOCHS_OF_ALL:g} passes over them are made:\n"
+        f"rates {', '.join(f'{x:g}' for x in scale.rates)} per 256 clips at {first} "
+        f"updates{longer}. With all labels an update has four times the clips, and "
+        f"{EPOCHS_OF_ALL:g} passes over them are made:\n"
     )
     lines.append(header("start", "", "rate per 256", "updates", "top-1 there"))
     for start, modalities in itertools.product(STARTS, demo.SETS):

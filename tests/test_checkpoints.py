@@ -252,11 +252,6 @@ def test_killed_at_any_moment_a_good_step_remains(tmp_path):
     kill_and_restart(tmp_path, 3, seed=0)
 
 
-@pytest.mark.slow
-def test_killed_at_many_moments_a_good_step_remains(tmp_path):
-    kill_and_restart(tmp_path, 25, seed=1)
-
-
 # Whose workdir it is.
 
 

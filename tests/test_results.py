@@ -1,5 +1,6 @@
 """The page of results: what is computed of the parts, and the whole at smoke size."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -67,6 +68,27 @@ def test_the_search_takes_the_best_on_held_out_clips(tmp_path):
     assert "| scratch | sound | 0.01 | 4 | 40.0 (1) |" in results.table(work, 1)
 
 
+def test_longer_is_tried_at_the_rate_that_did_best(tmp_path):
+    parts = {
+        "search_scratch_sound_0.01_2": {"eval/top_1": 0.3},
+        "search_scratch_sound_0.02_2": {"eval/top_1": 0.5},
+        "search_scratch_sound_0.02_4": {"eval/top_1": 0.4},
+    }
+    work = made(tmp_path, parts)
+    work.scale = dataclasses.replace(SCALE, rates=(1e-2, 2e-2))
+    tried = list(results.tries(work, "scratch", "sound"))
+    assert tried == [(1e-2, 2), (2e-2, 2), (2e-2, 4)]
+    assert results.search(work, "scratch", "sound") == (2e-2, 2)
+
+
+def test_what_sound_was_made_into_has_its_rows(tmp_path):
+    part = {"generated": 0.2, "shuffled": 0.1, "real": 0.9}
+    text = results.table(made(tmp_path, {"inpainted": part}), 1)
+    assert "| made of the clip's own sound | 20.0 (1) |" in text
+    assert "| made of another clip's | 10.0 (1) |" in text
+    assert "| real ones | 90.0 (1) |" in text
+
+
 def test_nothing_begins_after_the_last_minute(tmp_path):
     work = made(tmp_path, {"data": {"train": 100, "test": 50}})
     out = tmp_path / "page.md"
@@ -88,6 +110,7 @@ def test_the_whole_at_smoke_size(tmp_path):
     text = out.read_text()
     for name in ("scratch", "pretrained on both", "each pretrained alone"):
         assert f"| {name} |" in text and f"| {name}: late fusion |  |  |" in text
+    assert "made of the clip's own sound" in text
     assert "## All labels" in text and "| random | k-NN, all labels |" in text
     rows = [x.split("|")[2:-1] for x in text.splitlines() if x.startswith("| linear")]
     assert all(cell.strip() for cell in rows[0])

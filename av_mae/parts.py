@@ -69,8 +69,12 @@ class Parts:
                 return found
             start = time.monotonic()
             result = function() | {"seconds": time.monotonic() - start}
-            write_text(self.folder / f"{name}.json", json.dumps(result, indent=1))
+            self.put(name, result)
             return result
+
+    def put(self, name: str, result: dict):
+        """Keeps a part with its seconds, as one that was made."""
+        write_text(self.folder / f"{name}.json", json.dumps(result, indent=1))
 
     @contextlib.contextmanager
     def _alone(self, name: str) -> Iterator[None]:

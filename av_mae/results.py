@@ -17,7 +17,9 @@ import argparse
 import dataclasses
 import functools
 import itertools
+import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -71,6 +73,10 @@ class Scale:
 SMOKE = Scale(100, 50, 20, 1.0, (20,), (1.28e-2,), (2,), "smoke")
 
 
+# Parts that others need as files: their numbers alone do not stand for them.
+FILES = re.compile("data|elsewhere|pretrain_.*|scratch_picture_all_0")
+
+
 class Work:
     """The parts of one workdir, its data sets and configs."""
 
@@ -82,8 +88,38 @@ class Work:
 
     def check(self):
         """UserError where the workdir holds the results of other settings."""
-        configs = {k: self.config(k).to_json() for k in ("pretrain", "finetune")}
+        configs = {k: self.config(k) for k in ("pretrain", "finetune")}
+        for config in configs.values():
+            config.data.dir = ""  # where they lie is no setting
+        configs = {k: config.to_json() for k, config in configs.items()}
         self._parts.of(dataclasses.asdict(self.scale) | configs)
+
+    def write_numbers(self, path: Path):
+        """The setting and the numbers of every part, JSON."""
+        names = [name for name in self._parts.seconds() if name != "setting"]
+        numbers = {name: self.found(name) for name in names}
+        for part in numbers.values():
+            part.pop("folder", None)
+        body = {"setting": self.found("setting"), "parts": numbers}
+        parts.write_text(path, json.dumps(body, indent=1) + "\n")
+
+    def take_numbers(self, path: Path):
+        """What another workdir of the same setting has done, of its `write_numbers`."""
+        self.check()
+        if not path.exists():
+            return
+        body = json.loads(path.read_text(encoding="utf-8"))
+        if body["setting"] != self.found("setting"):
+            log.warning("%s is of other settings: all is done anew", path)
+            return
+        known = {k: x for k, x in body["parts"].items() if not FILES.fullmatch(k)}
+        spent = {k: x["seconds"] for k, x in body["parts"].items() if k not in known}
+        spent["data"] = self.jobs * spent.get("data", 0.0)  # it is made alone
+        for name, part in (
+            known | {"elsewhere": {"seconds": sum(spent.values())}}
+        ).items():
+            if not self.found(name):
+                self._parts.put(name, part)
 
     def minutes(self) -> float:
         """What all parts took in this and earlier runs; `jobs` are made at a time."""
@@ -233,30 +269,36 @@ def row_name(start: str, source: str) -> str:
 
 def jobs_of(work: Work, seeds: int) -> Iterator[Callable[[], object]]:
     """All there is to do; the pairs of all seeds first, the search before them."""
-    job = functools.partial
-    yield job(pretrained, work, 0, "both")
+    job, scale = functools.partial, work.scale
     for start, modalities in itertools.product(STARTS, demo.SETS):
         yield job(search, work, start, modalities)
     for seed in range(seeds):
-        yield job(pretrained, work, seed, "both")
-        for labels in work.scale.labels:
+        for labels in scale.labels:
             yield job(linear, work, seed, labels)
-        for setting in pairs(seed, work.scale):
+        for setting in pairs(seed, scale):
             yield job(evaluated, work, seed, *setting)
+        for labels in scale.labels:
+            yield job(late, work, seed, "scratch", "", labels)
+            yield job(late, work, seed, "pretrained", "both", labels)
         yield job(frozen, work, seed)
     yield job(inpainted, work)
     for seed in range(seeds):
         for modalities in demo.SETS:
             yield job(evaluated, work, seed, "scratch", "", modalities, ALL)
-        for name, labels in itertools.product(SINGLE, work.scale.labels):
+        yield job(late, work, seed, "scratch", "", ALL)
+        for name, labels in itertools.product(SINGLE, scale.labels):
             yield job(evaluated, work, seed, "pretrained", name, name, labels)
+        for labels in scale.labels:
+            yield job(late, work, seed, "pretrained", "alone", labels)
 
 
 def evaluated(work: Work, seed: int, start: str, source: str, modalities: str, labels):
     """A finetuning with what the search found."""
+    name = part_name(start, source, modalities, labels, seed)
+    if work.found(name):
+        return
     rate, steps = search(work, start, modalities)
     path = pretrained(work, seed, source) if source else None
-    name = part_name(start, source, modalities, labels, seed)
     finetuned(work, name, modalities, path, seed, labels, rate, steps)
 
 
@@ -280,11 +322,11 @@ def inpainting_model(work: Work) -> Path:
 
 def inpainted(work: Work) -> dict:
     """What a classifier of real pictures reads in those that sound was made into."""
-    folder = inpainting_model(work)
-    evaluated(work, 0, "scratch", "", "picture", ALL)
-    reader = work.found(part_name("scratch", "", "picture", ALL, 0))["folder"]
 
     def make() -> dict:
+        folder = inpainting_model(work)
+        evaluated(work, 0, "scratch", "", "picture", ALL)
+        reader = work.found(part_name("scratch", "", "picture", ALL, 0))["folder"]
         model = api.load(folder)
         data = work.split(work.config("finetune"), "test", "class")
         size = model.config.eval.batch_size
@@ -292,6 +334,26 @@ def inpainted(work: Work) -> dict:
         return inpainting.read(model, api.load(reader), data, size)
 
     return work.part("inpainted", make)
+
+
+def late(work: Work, seed: int, start: str, source: str, labels: int) -> dict:
+    """Top-1 of the mean of the logits of sound's and picture's models.
+
+    source: as in `pairs`, `alone` for models that are pretrained on what they know.
+    Raises parts.Busy until both are there.
+    """
+
+    def make() -> dict:
+        models = [
+            work.found(part_name(start, m if source == "alone" else source, m, *which))
+            for m in SINGLE
+        ]
+        if not all(models):
+            raise parts.Busy("the two models are being made.")
+        return {"top_1": demo.late_fusion(*(Path(x["folder"]) for x in models))}
+
+    which = labels, seed
+    return work.part(part_name(start, source, "late", *which), make)
 
 
 def part_name(start, source, modalities, labels, seed) -> str:
@@ -320,9 +382,9 @@ def frozen(work: Work, seed: int) -> dict:
 
     Of 200 labels, linear; of all, k-NN (cosine, k = 20).
     """
-    folder = pretrained(work, seed, "both")  # a part of its own
 
     def make() -> dict:
+        folder = pretrained(work, seed, "both")
         labels = work.scale.labels[len(work.scale.labels) // 2]
         trained = api.load(folder)
         weights = pretrain.init(trained.config, trained.module, jax.random.key(seed))
@@ -410,27 +472,18 @@ def facts(work: Work) -> dict:
 
 
 def top_1(work: Work, name: str) -> float | None:
-    """Top-1 of a finetuning, None before it is done."""
+    """Top-1 of a finetuning or of late fusion, None before it is done."""
     found = work.found(name)
-    return found and found["eval/top_1"]
+    return found and found.get("eval/top_1", found.get("top_1"))
 
 
 def per_seed(work: Work, start, source, modalities, labels, seeds) -> dict[int, float]:
-    """{seed: top-1} of what is done; `late fusion` of the two single models."""
-
-    def value(seed: int) -> float | None:
-        name = lambda m, source: part_name(start, source, m, labels, seed)
-        if modalities != "late":
-            return top_1(work, name(modalities, source))
-        pair = [
-            work.found(name(m, m if source == "alone" else source))
-            for m in ("sound", "picture")
-        ]
-        if not all(pair):
-            return None
-        return demo.late_fusion(*(Path(found["folder"]) for found in pair))
-
-    found = {seed: value(seed) for seed in range(seeds)}
+    """{seed: top-1} of what is done; `late` is late fusion of the two single models."""
+    names = {
+        seed: part_name(start, source, modalities, labels, seed)
+        for seed in range(seeds)
+    }
+    found = {seed: top_1(work, name) for seed, name in names.items()}
     return {seed: x for seed, x in found.items() if x is not None}
 
 
@@ -551,11 +604,17 @@ def settings(work: Work) -> list[str]:
     return lines
 
 
+def write(work: Work, seeds: int, out: Path):
+    """The page, and beside it the numbers of every part."""
+    parts.write_text(out, table(work, seeds))
+    work.write_numbers(out.with_suffix(".json"))
+
+
 def do(work: Work, seeds: int, minutes: float, out: Path):
     """All parts that no other process makes, the page after each."""
 
     def may_begin() -> bool:
-        parts.write_text(out, table(work, seeds))
+        write(work, seeds, out)
         return work.minutes() < minutes
 
     parts.work_off(list(jobs_of(work, seeds)), may_begin)
@@ -563,12 +622,13 @@ def do(work: Work, seeds: int, minutes: float, out: Path):
 
 def run(work: Work, seeds: int, minutes: float, out: Path):
     """All parts by `work.jobs` processes, and the page."""
-    work.part("data", lambda: make_data(work))
     out.parent.mkdir(parents=True, exist_ok=True)
+    work.take_numbers(out.with_suffix(".json"))
+    work.part("data", lambda: make_data(work))
     if work.minutes() < minutes:
         function = (demo.member, do, work, logging.WARNING, seeds, minutes, out)
         parts.together(work.jobs, *function)
-    parts.write_text(out, table(work, seeds))
+    write(work, seeds, out)
     spent = work.minutes()
     if spent >= minutes:
         log.warning("stopped after %.0f minutes: --minutes more goes on", spent)
@@ -596,7 +656,6 @@ def main(argv=None):
         given.workdir, scale, parts.processes(given.jobs or workers.processors())
     )
     try:
-        work.check()
         run(work, given.seeds, given.minutes, given.out)
     except (UserError, DataError) as error:
         commandline.stop(error)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import toy
 
-from av_mae import results, sweep
+from av_mae import parts, results, sweep
 
 SCALE = results.Scale(100, 50, 20, 1.0, (20,), (1e-2,), (2, 4), "smoke")
 
@@ -31,19 +31,19 @@ def test_cells():
 
 def test_pairs_are_of_one_seed(tmp_path):
     """A difference takes the seeds that both have; the interval is of differences."""
-    parts = {}
+    found = {}
     for seed, (a, b) in enumerate([(0.5, 0.3), (0.7, 0.5), (0.9, None)]):
-        parts[f"pretrained_both_both_20_{seed}"] = {"eval/top_1": a}
+        found[f"pretrained_both_both_20_{seed}"] = {"eval/top_1": a}
         if b is not None:
-            parts[f"scratch_both_20_{seed}"] = {"eval/top_1": b}
-    text = results.table(made(tmp_path, parts), 3)
+            found[f"scratch_both_20_{seed}"] = {"eval/top_1": b}
+    text = results.table(made(tmp_path, found), 3)
     assert "| pretrained − scratch, both | 20 | 20.0 ± 0.0 (2) |" in text
     assert "| pretrained on both |  |  | 70.0 ± 49.7 (3) |" in text
     assert "It took 2 minutes" in text
 
 
 def test_late_fusion_is_of_the_mean_logits(tmp_path):
-    parts = {}
+    found = {}
     truth = np.array([0, 1, 0, 1])
     logits = {"sound": [[3, 0], [0, 1], [0, 2], [0, 1]]}
     logits["picture"] = [[0, 1], [0, 1], [0, 1], [2, 0]]
@@ -52,29 +52,56 @@ def test_late_fusion_is_of_the_mean_logits(tmp_path):
         folder.mkdir()
         logits = np.array(values, float)
         np.savez(folder / "predictions.npz", logits=logits, label=truth)
-        part = {"eval/top_1": 0.5, "folder": str(folder)}
-        parts[f"scratch_{m}_20_0"] = part
-    text = results.table(made(tmp_path, parts), 1)
+        found[f"scratch_{m}_20_0"] = {"eval/top_1": 0.5, "folder": str(folder)}
+    work = made(tmp_path, found)
+    assert results.late(work, 0, "scratch", "", 20)["top_1"] == 0.5
+    text = results.table(work, 1)
     assert "| scratch: late fusion |  |  | 50.0 (1) |" in text
+    with pytest.raises(parts.Busy):
+        results.late(work, 1, "scratch", "", 20)
+
+
+def test_numbers_of_another_workdir_are_taken_and_their_time_counted(tmp_path):
+    """But for the parts whose files would be needed."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    found = {"scratch_both_20_0": {"eval/top_1": 0.25, "folder": "/a/path"}}
+    found |= {
+        "pretrain_both_0": {"eval/loss_rgb": 0.5},
+        "data": {"train": 9, "test": 9},
+    }
+    work = made(one, found)
+    work.check()
+    work.write_numbers(tmp_path / "page.json")
+    assert "/a/path" not in (tmp_path / "page.json").read_text()
+    taken = made(other, {})
+    taken.take_numbers(tmp_path / "page.json")
+    assert taken.found("scratch_both_20_0") == {"seconds": 30.0, "eval/top_1": 0.25}
+    assert taken.found("pretrain_both_0") is taken.found("data") is None
+    assert taken.minutes() == work.minutes() == 1.5
+    changed = results.Work(tmp_path / "third", dataclasses.replace(SCALE, clips=7), 1)
+    changed.take_numbers(tmp_path / "page.json")
+    assert changed.found("scratch_both_20_0") is None
 
 
 def test_the_search_takes_the_best_on_held_out_clips(tmp_path):
-    parts = {
+    found = {
         "search_scratch_sound_0.01_2": {"eval/top_1": 0.3},
         "search_scratch_sound_0.01_4": {"eval/top_1": 0.4},
     }
-    work = made(tmp_path, parts)
+    work = made(tmp_path, found)
     assert results.search(work, "scratch", "sound") == (1e-2, 4)
     assert "| scratch | sound | 0.01 | 4 | 40.0 (1) |" in results.table(work, 1)
 
 
 def test_longer_is_tried_at_the_rate_that_did_best(tmp_path):
-    parts = {
+    found = {
         "search_scratch_sound_0.01_2": {"eval/top_1": 0.3},
         "search_scratch_sound_0.02_2": {"eval/top_1": 0.5},
         "search_scratch_sound_0.02_4": {"eval/top_1": 0.4},
     }
-    work = made(tmp_path, parts)
+    work = made(tmp_path, found)
     work.scale = dataclasses.replace(SCALE, rates=(1e-2, 2e-2))
     tried = list(results.tries(work, "scratch", "sound"))
     assert tried == [(1e-2, 2), (2e-2, 2), (2e-2, 4)]
@@ -94,7 +121,8 @@ def test_nothing_begins_after_the_last_minute(tmp_path):
     out = tmp_path / "page.md"
     results.run(work, seeds=2, minutes=0.5, out=out)
     assert "100 clips to pretrain on, 50 to test" in out.read_text()
-    assert sorted(p.stem for p in (tmp_path / "results").iterdir()) == ["data"]
+    made_by_now = {p.stem for p in (tmp_path / "results").iterdir()}
+    assert made_by_now == {"data", "setting"}
 
 
 @pytest.mark.slow

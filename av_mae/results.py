@@ -37,20 +37,16 @@ from av_mae import (
     knn,
     parts,
     pretrain,
-    sweep,
+    results_page,
 )
+from av_mae.results_page import ALL, STARTS, part_name
 from data import DataError, workers
 
 log = logging.getLogger("av_mae.results")  # `__name__` may be "__main__"
 
 LABELS = (50, 200, 1000)
-ALL = 0  # as `data.limit` has it
 SEARCH_SEED = 1000  # the search sees labelled clips and orders that no result sees
 RATES, STEPS = (3.2e-3, 6.4e-3, 1.28e-2), (150, 300)
-# With batches four times as large: 200 updates of the 4,000 clips.
-EPOCHS_OF_ALL = 4.0
-# Of the inpainting model, which is to hear most of a word.
-SOUND_MASKED = 0.25
 VARIANTS = {"both": "", "sound": "audio", "picture": "video"}
 SINGLE = ("sound", "picture")
 
@@ -58,7 +54,9 @@ SINGLE = ("sound", "picture")
 @dataclasses.dataclass(frozen=True)
 class Scale:
     """How large it is made: clips, epochs of pretraining on them, labels, the search's
-    rates and lengths; `arg` of the configs."""
+    rates and lengths, epochs of training with all labels (in batches four times as
+    large), the share of the sound that is masked where pictures are made of it; `arg`
+    of the configs."""
 
     clips: int = 4000
     test: int = 2000
@@ -67,10 +65,12 @@ class Scale:
     labels: tuple[int, ...] = LABELS
     rates: tuple[float, ...] = RATES
     steps: tuple[int, ...] = STEPS
+    epochs_of_all: float = 4.0
+    sound_masked: float = 0.25
     arg: str = ""
 
 
-SMOKE = Scale(100, 50, 20, 1.0, (20,), (1.28e-2,), (2,), "smoke")
+SMOKE = Scale(100, 50, 20, 1.0, (20,), (1.28e-2,), (2,), arg="smoke")
 
 
 # Parts that others need as files: their numbers alone do not stand for them.
@@ -197,7 +197,7 @@ def finetuned(
             config.optimizer.layer_decay = 1.0
         if labels == ALL:
             config.batch_size *= 4
-            config.steps, config.epochs = 0, EPOCHS_OF_ALL
+            config.steps, config.epochs = 0, work.scale.epochs_of_all
         else:  # the same warm-up for any number of labels, in whole batches of them
             config.steps = steps
             config.schedule.warmup_epochs = (
@@ -214,9 +214,6 @@ def finetuned(
         }
 
     return work.part(name, make)
-
-
-STARTS = ("scratch", "pretrained")
 
 
 def attempt(work: Work, start: str, modalities: str, rate: float, steps: int) -> float:
@@ -262,11 +259,6 @@ def pairs(seed: int, scale: Scale) -> Iterator[tuple[str, str, str, int]]:
         yield "pretrained", "both", modalities, labels
 
 
-def row_name(start: str, source: str) -> str:
-    """What the table calls it: scratch, both → , sound → ."""
-    return start if start == "scratch" else f"pretrained on {source}"
-
-
 def jobs_of(work: Work, seeds: int) -> Iterator[Callable[[], object]]:
     """All there is to do; the pairs of all seeds first, the search before them."""
     job, scale = functools.partial, work.scale
@@ -308,7 +300,8 @@ def inpainting_model(work: Work) -> Path:
 
     def make() -> dict:
         config = work.config("pretrain", "inpaint")
-        config.model.fusion, config.mask.spectrogram.ratio = "separate", SOUND_MASKED
+        config.model.fusion = "separate"
+        config.mask.spectrogram.ratio = work.scale.sound_masked
         config.epochs, config.log.pictures = work.scale.epochs, 0
         data = {
             "train": work.split(config, config.data.split, "none"),
@@ -354,12 +347,6 @@ def late(work: Work, seed: int, start: str, source: str, labels: int) -> dict:
 
     which = labels, seed
     return work.part(part_name(start, source, "late", *which), make)
-
-
-def part_name(start, source, modalities, labels, seed) -> str:
-    """The name of a finetuning's part."""
-    source = f"_{source}" if source else ""
-    return f"{start}{source}_{modalities}_{labels or 'all'}_{seed}"
 
 
 def linear(work: Work, seed: int, labels: int) -> dict:
@@ -415,198 +402,9 @@ def frozen(work: Work, seed: int) -> dict:
     return work.part(f"frozen_{seed}", make)
 
 
-# ----------------------------------------------------------------------------- the page
-
-
-def cell(values: list[float]) -> str:
-    """Mean and 95 % interval in per cent: `45.1 ± 1.2 (5)`; empty without values."""
-    if not values:
-        return ""
-    mean, half = sweep.interval(values)
-    text = f"{100 * mean:.1f}"
-    return text + (
-        f" ± {100 * half:.1f} ({len(values)})" if len(values) > 1 else " (1)"
-    )
-
-
-def table(work: Work, seeds: int) -> str:
-    """The page, of the parts that are there."""
-    lines = [HEAD.format(**facts(work))]
-    for labels in (*work.scale.labels, ALL):
-        shown = f"{labels:,} labels" if labels else "All labels"
-        lines += [
-            f"\n## {shown}\n",
-            "| | sound | picture | both |",
-            "|---|---|---|---|",
-        ]
-        lines += [
-            f"| {name} | {' | '.join(c)} |" for name, c in rows(work, labels, seeds)
-        ]
-    lines += [*differences(work, seeds), *frozen_table(work, seeds)]
-    lines += [*inpainted_table(work), *settings(work)]
-    return "\n".join(lines) + "\n"
-
-
-HEAD = """\
-# Does pretraining pay? The built-in digits
-
-Written by `make results`; {clips:,} clips to pretrain on, {test:,} to test. Top-1 in
-per cent: mean ± 95 % interval (t distribution) and in brackets the number of seeds. A
-seed has its own labelled clips, initialisation, order and pretraining, the same for all
-rows; chance is 10. It took {minutes:.0f} minutes so far."""
-
-
-def line(*cells: object) -> str:
-    """A row of a Markdown table."""
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def header(*cells: str) -> str:
-    """The first two rows of a Markdown table."""
-    return line(*cells) + "\n" + "|---" * len(cells) + "|"
-
-
-def facts(work: Work) -> dict:
-    data = work.found("data") or {"train": 0, "test": 0}
-    return {"clips": data["train"], "test": data["test"], "minutes": work.minutes()}
-
-
-def top_1(work: Work, name: str) -> float | None:
-    """Top-1 of a finetuning or of late fusion, None before it is done."""
-    found = work.found(name)
-    return found and found.get("eval/top_1", found.get("top_1"))
-
-
-def per_seed(work: Work, start, source, modalities, labels, seeds) -> dict[int, float]:
-    """{seed: top-1} of what is done; `late` is late fusion of the two single models."""
-    names = {
-        seed: part_name(start, source, modalities, labels, seed)
-        for seed in range(seeds)
-    }
-    found = {seed: top_1(work, name) for seed, name in names.items()}
-    return {seed: x for seed, x in found.items() if x is not None}
-
-
-def rows(work: Work, labels: int, seeds: int) -> Iterator[tuple[str, list[str]]]:
-    """(name, cells for sound, picture, both) at a number of labels."""
-    if labels != ALL:
-        found = [work.found(f"linear_{labels}_{seed}") for seed in range(seeds)]
-        yield "linear", [cell([x[m] for x in found if x]) for m in demo.SETS]
-    kinds = [("scratch", "")]
-    if labels != ALL:
-        kinds += [("pretrained", "both"), ("pretrained", "alone")]
-    for start, source in kinds:
-        cells = []
-        for m in demo.SETS:
-            own = m if source == "alone" else source
-            values = {}
-            if not (source == "alone" and m == "both"):
-                values = per_seed(work, start, own, m, labels, seeds)
-            cells.append(cell(list(values.values())))
-        name = "each pretrained alone" if source == "alone" else row_name(start, source)
-        yield name, cells
-        late = per_seed(work, start, source, "late", labels, seeds)
-        yield f"{name}: late fusion", ["", "", cell(list(late.values()))]
-
-
-def differences(work: Work, seeds: int) -> list[str]:
-    """Paired differences between rows, in points, with their intervals."""
-    lines = ["\n## Paired differences, in points\n"]
-    lines += [header("", "labels", "difference")]
-    both = ("pretrained", "both", "both")
-    pairs = [
-        ("pretrained − scratch, both", both, ("scratch", "", "both")),
-        (
-            *("pretrained − scratch, sound", ("pretrained", "both", "sound")),
-            ("scratch", "", "sound"),
-        ),
-        (
-            *("pretrained − scratch, picture", ("pretrained", "both", "picture")),
-            ("scratch", "", "picture"),
-        ),
-        ("pretrained, both − late fusion", both, ("pretrained", "both", "late")),
-    ]
-    for labels, (name, one, other) in itertools.product(work.scale.labels, pairs):
-        a = per_seed(work, *one, labels, seeds)
-        b = per_seed(work, *other, labels, seeds)
-        paired = [a[seed] - b[seed] for seed in a.keys() & b.keys()]
-        lines.append(line(name, f"{labels:,}", cell(paired)))
-    return lines
-
-
-def frozen_table(work: Work, seeds: int) -> list[str]:
-    """Frozen features: the pretrained model's beside a random one's."""
-    found = [work.found(f"frozen_{seed}") for seed in range(seeds)]
-    found = [x for x in found if x]
-    lines = ["\n## Frozen features\n"]
-    lines += [
-        "| model | classifier | sound | picture | both |",
-        "|---|---|---|---|---|",
-    ]
-    labels = work.scale.labels[len(work.scale.labels) // 2]
-    names = {"linear": f"linear, {labels:,} labels", "k-NN": "k-NN, all labels"}
-    for model, kind in itertools.product(("pretrained", "random"), names):
-        cells = [
-            cell([x[model][kind]["+".join(demo.SETS[m])] for x in found])
-            for m in demo.SETS
-        ]
-        lines.append(line(model, names[kind], *cells))
-    return lines
-
-
-def inpainted_table(work: Work) -> list[str]:
-    """Pictures made of sound, read by a classifier of real ones."""
-    lines = ["\n## The picture that a sound makes it see\n"]
-    lines.append(
-        "Pretrained with `objective.kind='inpaint'` and `model.fusion='separate'`, "
-        f"{1 - SOUND_MASKED:.0%} of the sound heard: every place of the picture "
-        "predicted from sound alone, and given to the classifier of pictures that was "
-        "trained from scratch on all labels of real ones. Top-1, one seed; chance is "
-        "10.\n"
-    )
-    found = work.found("inpainted")
-    lines.append(header("pictures", "top-1"))
-    names = {
-        "generated": "made of the clip's own sound",
-        "shuffled": "made of another clip's",
-        "real": "real ones",
-    }
-    lines += [
-        line(text, cell([found[k]] if found else [])) for k, text in names.items()
-    ]
-    return lines
-
-
-def settings(work: Work) -> list[str]:
-    """What the search found for each start."""
-    lines = ["\n## Learning rates and lengths\n"]
-    scale = work.scale
-    first, *others = scale.steps
-    longer = f", the best of them at {' and '.join(map(str, others))}" if others else ""
-    lines.append(
-        "Found on clips held out of training, with as many tries for each start: the "
-        f"rates {', '.join(f'{x:g}' for x in scale.rates)} per 256 clips at {first} "
-        f"updates{longer}. With all labels an update has four times the clips, and "
-        f"{EPOCHS_OF_ALL:g} passes over them are made:\n"
-    )
-    lines.append(header("start", "", "rate per 256", "updates", "top-1 there"))
-    for start, modalities in itertools.product(STARTS, demo.SETS):
-        tried = {
-            (rate, steps): top_1(work, f"search_{start}_{modalities}_{rate:g}_{steps}")
-            for rate, steps in itertools.product(scale.rates, scale.steps)
-        }
-        done = {k: x for k, x in tried.items() if x is not None}
-        if done:
-            best = max(done, key=done.get)
-            lines.append(
-                line(start, modalities, f"{best[0]:g}", best[1], cell([done[best]]))
-            )
-    return lines
-
-
 def write(work: Work, seeds: int, out: Path):
     """The page, and beside it the numbers of every part."""
-    parts.write_text(out, table(work, seeds))
+    parts.write_text(out, results_page.table(work, seeds))
     work.write_numbers(out.with_suffix(".json"))
 
 

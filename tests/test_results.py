@@ -1,4 +1,4 @@
-"""The page of results: what is computed of the parts, and the whole at smoke size."""
+"""Results: parts, what they need of each other, and the whole at smoke size."""
 
 import dataclasses
 import importlib.util
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import toy
 
-from av_mae import parts, results, sweep
+from av_mae import parts, results, results_page
 
-SCALE = results.Scale(100, 50, 20, 1.0, (20,), (1e-2,), (2, 4), "smoke")
+SCALE = results.Scale(100, 50, 20, 1.0, (20,), (1e-2,), (2, 4), arg="smoke")
 
 
 def made(tmp_path, parts: dict) -> results.Work:
@@ -20,26 +20,6 @@ def made(tmp_path, parts: dict) -> results.Work:
     for name, result in parts.items():
         (folder / f"{name}.json").write_text(json.dumps({"seconds": 30.0} | result))
     return results.Work(tmp_path, SCALE, 1)
-
-
-def test_cells():
-    assert results.cell([]) == ""
-    assert results.cell([0.5]) == "50.0 (1)"
-    mean, half = sweep.interval([0.1, 0.2, 0.4])
-    assert results.cell([0.1, 0.2, 0.4]) == f"{100 * mean:.1f} ± {100 * half:.1f} (3)"
-
-
-def test_pairs_are_of_one_seed(tmp_path):
-    """A difference takes the seeds that both have; the interval is of differences."""
-    found = {}
-    for seed, (a, b) in enumerate([(0.5, 0.3), (0.7, 0.5), (0.9, None)]):
-        found[f"pretrained_both_both_20_{seed}"] = {"eval/top_1": a}
-        if b is not None:
-            found[f"scratch_both_20_{seed}"] = {"eval/top_1": b}
-    text = results.table(made(tmp_path, found), 3)
-    assert "| pretrained − scratch, both | 20 | 20.0 ± 0.0 (2) |" in text
-    assert "| pretrained on both |  |  | 70.0 ± 49.7 (3) |" in text
-    assert "It took 2 minutes" in text
 
 
 def test_late_fusion_is_of_the_mean_logits(tmp_path):
@@ -55,7 +35,7 @@ def test_late_fusion_is_of_the_mean_logits(tmp_path):
         found[f"scratch_{m}_20_0"] = {"eval/top_1": 0.5, "folder": str(folder)}
     work = made(tmp_path, found)
     assert results.late(work, 0, "scratch", "", 20)["top_1"] == 0.5
-    text = results.table(work, 1)
+    text = results_page.table(work, 1)
     assert "| scratch: late fusion |  |  | 50.0 (1) |" in text
     with pytest.raises(parts.Busy):
         results.late(work, 1, "scratch", "", 20)
@@ -92,7 +72,7 @@ def test_the_search_takes_the_best_on_held_out_clips(tmp_path):
     }
     work = made(tmp_path, found)
     assert results.search(work, "scratch", "sound") == (1e-2, 4)
-    assert "| scratch | sound | 0.01 | 4 | 40.0 (1) |" in results.table(work, 1)
+    assert "| scratch | sound | 0.01 | 4 | 40.0 (1) |" in results_page.table(work, 1)
 
 
 def test_longer_is_tried_at_the_rate_that_did_best(tmp_path):
@@ -106,14 +86,6 @@ def test_longer_is_tried_at_the_rate_that_did_best(tmp_path):
     tried = list(results.tries(work, "scratch", "sound"))
     assert tried == [(1e-2, 2), (2e-2, 2), (2e-2, 4)]
     assert results.search(work, "scratch", "sound") == (2e-2, 2)
-
-
-def test_what_sound_was_made_into_has_its_rows(tmp_path):
-    part = {"generated": 0.2, "shuffled": 0.1, "real": 0.9}
-    text = results.table(made(tmp_path, {"inpainted": part}), 1)
-    assert "| made of the clip's own sound | 20.0 (1) |" in text
-    assert "| made of another clip's | 10.0 (1) |" in text
-    assert "| real ones | 90.0 (1) |" in text
 
 
 def test_nothing_begins_after_the_last_minute(tmp_path):

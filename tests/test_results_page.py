@@ -1,0 +1,34 @@
+"""The page of results: means, intervals and pairs of what the parts say."""
+
+from test_results import made
+
+from av_mae import results_page, sweep
+
+
+def test_cells():
+    assert results_page.cell([]) == ""
+    assert results_page.cell([0.5]) == "50.0 (1)"
+    mean, half = sweep.interval([0.1, 0.2, 0.4])
+    want = f"{100 * mean:.1f} ± {100 * half:.1f} (3)"
+    assert results_page.cell([0.1, 0.2, 0.4]) == want
+
+
+def test_pairs_are_of_one_seed(tmp_path):
+    """A difference takes the seeds that both have; the interval is of differences."""
+    found = {}
+    for seed, (a, b) in enumerate([(0.5, 0.3), (0.7, 0.5), (0.9, None)]):
+        found[f"pretrained_both_both_20_{seed}"] = {"eval/top_1": a}
+        if b is not None:
+            found[f"scratch_both_20_{seed}"] = {"eval/top_1": b}
+    text = results_page.table(made(tmp_path, found), 3)
+    assert "| pretrained − scratch, both | 20 | 20.0 ± 0.0 (2) |" in text
+    assert "| pretrained on both |  |  | 70.0 ± 49.7 (3) |" in text
+    assert "It took 2 minutes" in text
+
+
+def test_what_sound_was_made_into_has_its_rows(tmp_path):
+    part = {"generated": 0.2, "shuffled": 0.1, "real": 0.9}
+    text = results_page.table(made(tmp_path, {"inpainted": part}), 1)
+    assert "| made of the clip's own sound | 20.0 (1) |" in text
+    assert "| made of another clip's | 10.0 (1) |" in text
+    assert "| real ones | 90.0 (1) |" in text

@@ -464,7 +464,8 @@ class Record:
         Frames that are not wanted may be left out if no other refers to them.
         """
         start, wanted = wanted[0] // GOP * GOP, frozenset(wanted)
-        index = lambda x: round(x.pts * stream.time_base * self.fps)
+        frames_a_tick = float(stream.time_base) * self.fps
+        index = lambda x: round(x.pts * frames_a_tick)
         if start:
             seconds = (start + 0.5) / self.fps
             container.seek(int(seconds / stream.time_base), stream=stream)

@@ -329,7 +329,7 @@ def main(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--train", type=int, default=1800, help="clips to train on")
+    parser.add_argument("--train", type=int, default=2200, help="clips to train on")
     parser.add_argument("--test", type=int, default=2000, help="clips to test on")
     parser.add_argument("--jobs", type=int, default=0, help="0: one per processor")
     parser.add_argument("--smoke", action="store_true", help="seconds, for testing")

@@ -24,7 +24,7 @@ def get_config(arg=""):
     config.seed = 0
     config.modalities = ("rgb", "spectrogram")
     config.batch_size = 20
-    config.epochs = 14.0
+    config.epochs = 16.0
     config.steps = 0
     config.dry_run = False
 
@@ -142,7 +142,7 @@ def get_config(arg=""):
     config.checkpoint = dict(every_steps=200, keep=2)
     config.log = dict(every_steps=20)
     config.eval = dict(
-        every_epochs=14.0,
+        every_epochs=16.0,
         split="test",
         batch_size=128,
         average="logits",

@@ -31,7 +31,7 @@ def get_config(arg=""):
     config.seed = 0
     config.modalities = ("rgb", "spectrogram")
     config.batch_size = 32
-    config.epochs = 14.5
+    config.epochs = 12.0
     config.steps = 0
     config.dry_run = False
 
@@ -154,7 +154,7 @@ def get_config(arg=""):
 
     config.checkpoint = dict(every_steps=500, keep=2)
     config.log = dict(every_steps=100, pictures=4)
-    config.eval = dict(every_epochs=14.5, split="test", batch_size=128)
+    config.eval = dict(every_epochs=12.0, split="test", batch_size=128)
 
     config.init_from = dict(
         checkpoint_path="",

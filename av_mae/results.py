@@ -104,9 +104,12 @@ class Work:
         parts.write_text(path, json.dumps(body, indent=1) + "\n")
 
     def take_numbers(self, path: Path):
-        """What another workdir of the same setting has done, of its `write_numbers`."""
+        """What another workdir of the same setting has done, of its `write_numbers`.
+
+        For a workdir in which nothing is done yet.
+        """
         self.check()
-        if not path.exists():
+        if not path.exists() or self._parts.seconds():
             return
         body = json.loads(path.read_text(encoding="utf-8"))
         if body["setting"] != self.found("setting"):

@@ -60,6 +60,8 @@ def test_numbers_of_another_workdir_are_taken_and_their_time_counted(tmp_path):
     assert taken.found("scratch_both_20_0") == {"seconds": 30.0, "eval/top_1": 0.25}
     assert taken.found("pretrain_both_0") is taken.found("data") is None
     assert taken.minutes() == work.minutes() == 1.5
+    work.take_numbers(tmp_path / "page.json")  # its own: nothing is counted twice
+    assert work.minutes() == 1.5
     changed = results.Work(tmp_path / "third", dataclasses.replace(SCALE, clips=7), 1)
     changed.take_numbers(tmp_path / "page.json")
     assert changed.found("scratch_both_20_0") is None

@@ -47,7 +47,7 @@ log = logging.getLogger("av_mae.results")  # `__name__` may be "__main__"
 LABELS = (50, 200, 1000)
 SEARCH_SEED = 1000  # the search sees labelled clips and orders that no result sees
 RATES, STEPS = (3.2e-3, 6.4e-3, 1.28e-2), (150, 300)
-VARIANTS = {"both": "", "sound": "audio", "picture": "video"}
+VARIANTS = {"both": "", "sound": "audio", "picture": "video", "inpaint": "inpaint"}
 SINGLE = ("sound", "picture")
 
 
@@ -159,11 +159,17 @@ def make_data(work: Work) -> dict:
 
 
 def pretrained(work: Work, seed: int, name: str) -> Path:
-    """The workdir of a pretraining on both, sound or picture."""
+    """The workdir of a pretraining on both, sound or picture; of one that inpaints.
+
+    The last has no layer in which sound and picture meet.
+    """
     folder = work.workdir / f"pretrain_{name}_{seed}"
 
     def make() -> dict:
         config = work.config("pretrain", VARIANTS[name])
+        if name == "inpaint":
+            config.model.fusion = "separate"
+            config.mask.spectrogram.ratio = work.scale.sound_masked
         config.seed, config.log.pictures = seed, 0
         config.epochs = work.scale.epochs
         data = {
@@ -297,30 +303,11 @@ def evaluated(work: Work, seed: int, start: str, source: str, modalities: str, l
     finetuned(work, name, modalities, path, seed, labels, rate, steps)
 
 
-def inpainting_model(work: Work) -> Path:
-    """The workdir of a pretraining whose pictures are predicted from sound alone."""
-    folder = work.workdir / "pretrain_inpaint"
-
-    def make() -> dict:
-        config = work.config("pretrain", "inpaint")
-        config.model.fusion = "separate"
-        config.mask.spectrogram.ratio = work.scale.sound_masked
-        config.epochs, config.log.pictures = work.scale.epochs, 0
-        data = {
-            "train": work.split(config, config.data.split, "none"),
-            "eval": work.split(config, config.eval.split, "class"),
-        }
-        return demo.finished(pretrain.train(config, data, folder))
-
-    work.part(folder.name, make)
-    return folder
-
-
 def inpainted(work: Work) -> dict:
     """What a classifier of real pictures reads in those that sound was made into."""
 
     def make() -> dict:
-        folder = inpainting_model(work)
+        folder = pretrained(work, 0, "inpaint")
         evaluated(work, 0, "scratch", "", "picture", ALL)
         reader = work.found(part_name("scratch", "", "picture", ALL, 0))["folder"]
         model = api.load(folder)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,11 @@ def steps(folder: Path | epath.Path) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
 
 
-def delete(folder: Path):
+def delete(folder: Path | epath.Path):
     """Deletes a step, its checksums first: a kill in between leaves it unfinished."""
     for path in folder.glob("checksums-*.json"):
         path.unlink(missing_ok=True)
-    shutil.rmtree(folder)
+    epath.Path(folder).rmtree()
 
 
 def seal(folder: Path, process: int, processes: int):

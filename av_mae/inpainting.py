@@ -1,11 +1,11 @@
 """The picture that a sound makes an autoencoder see, and what a classifier reads in it.
 
-An autoencoder of the objective `inpaint` (Georgescu et al., ICCV 2023, §3.2) predicts
+An autoencoder of the objective `inpaint` (Georgescu et al., ICCV 2023) predicts
 each modality from the other. Where no layer mixes the two (`model.fusion` `separate`),
 its prediction of a picture knows nothing of the picture.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -100,12 +100,9 @@ def read(model, classifier, dataset, batch_size: int) -> dict[str, float]:
 def draw(model, dataset, batch_size: int, path: Path) -> None:
     """A sheet, PNG: of one clip of each class the middle frame, true and generated."""
     batch, predicted, true = next(pictures(model, dataset, batch_size))
-    labels: Mapping = {}
-    for i, label in enumerate(batch["label"]):
-        labels = {int(label): i} | labels
-    chosen = [labels[label] for label in sorted(labels)]
+    labels, chosen = np.unique(batch["label"][batch["valid"]], return_index=True)
     middle = true.shape[1] // 2
     rows = [[frames[i, middle] for i in chosen] for frames in (true, predicted)]
-    names = [str(dataset.label_names[label]) for label in sorted(labels)]
+    names = [str(dataset.label_names[label]) for label in labels]
     sheet = visualise.sheet(rows, ["true", "of the sound"], names)
     Image.fromarray(sheet).save(path)

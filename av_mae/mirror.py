@@ -57,10 +57,18 @@ def kept(workdir: str | os.PathLike) -> Iterator[Path]:
     thread.start()
     try:
         yield mirror.here
-    finally:
-        ended.set()
-        thread.join()
-        mirror.push()
+    except BaseException:
+        _end(thread, ended)
+        with contextlib.suppress(CheckpointError):  # what ended the run matters more
+            mirror.push()
+        raise
+    _end(thread, ended)
+    mirror.push()
+
+
+def _end(thread: threading.Thread, ended: threading.Event):
+    ended.set()
+    thread.join()
 
 
 class Mirror:
@@ -79,6 +87,7 @@ class Mirror:
         }
         step = newest[self.there]
         if step <= newest[self.here]:
+            self._note_what_is_there()
             return
         log.info(
             "copying step %d and the logs of %s to %s", step, self.there, self.here
@@ -90,6 +99,18 @@ class Mirror:
                 continue
             _copy(self.there / name, self.here / name)
             self._sent[name] = _state(self.here / name)
+
+    def _note_what_is_there(self):
+        """Steps that both have need not be copied again."""
+        there, here = (x / checksums.FOLDER for x in (self.there, self.here))
+        for step in {*_complete(there)} & {*_complete(here)}:
+            seals = [
+                (x / f"{step}/checksums-0.json").read_text() for x in (there, here)
+            ]
+            if seals[0] == seals[1]:
+                for name in _files(here / str(step)):
+                    name = f"{checksums.FOLDER}/{step}/{name}"
+                    self._sent[name] = _state(self.here / name)
 
     def push(self):
         """Makes the bucket what the folder is. Raises CheckpointError if it cannot."""
@@ -106,7 +127,7 @@ class Mirror:
                     _copy(self.here / name, self.there / name)
                     self._sent[name] = state
             self._remove_old(steps)
-        except OSError as error:
+        except Exception as error:  # each backend of epath has errors of its own
             raise CheckpointError(
                 f"{self.there} cannot be written ({error}): the run is whole in "
                 f"{self.here}; give the command again to copy it."
@@ -116,19 +137,17 @@ class Mirror:
         folder = self.there / checksums.FOLDER
         for step in checksums.steps(folder):
             if steps and step not in steps and step < max(steps):
-                for path in folder.glob(f"{step}/checksums-*.json"):
-                    path.unlink()
-                (folder / str(step)).rmtree()
+                checksums.delete(folder / str(step))
 
     def keep(self, ended: threading.Event):
         """Pushes every `SECONDS` until the event; what fails is tried again."""
         while not ended.wait(SECONDS):
-            with contextlib.suppress(FileNotFoundError):  # deleted in the meantime
-                try:
-                    self.push()
-                except CheckpointError as error:
-                    if not isinstance(error.__cause__, FileNotFoundError):
-                        log.warning("%s It is tried again.", error)
+            try:
+                self.push()
+            except CheckpointError as error:
+                # An old step that the run deletes meanwhile is no fault.
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    log.warning("%s It is tried again.", error)
 
 
 def fetched(path: str | os.PathLike) -> Path:
@@ -137,23 +156,25 @@ def fetched(path: str | os.PathLike) -> Path:
     path: as of `checkpoints.find`. Raises CheckpointError where there is none.
     """
     there = epath.Path(path)
-    if there.name.isdigit():
-        folder, step = there.parent, int(there.name)
+    if there.name.isdigit() and (there / "state").is_dir():
+        folder, whole = there.parent, not checksums.missing(there)
+        steps = [int(there.name)] if whole else []
     else:
         inner = there / checksums.FOLDER
         folder = inner if inner.is_dir() else there
-        step = max(_complete(folder), default=-1)
-    if step not in _complete(folder):
+        steps = _complete(folder)
+    if not steps:
         raise CheckpointError(
             f"{path} holds no complete checkpoint: give a workdir, its checkpoints "
             "folder or a step in it."
         )
-    here = _cache(folder) / str(step)
+    step = str(max(steps))
+    here = _cache(folder) / step
     if checksums.verify(here):
         shutil.rmtree(here, ignore_errors=True)
-        log.info("copying %s to %s", folder / str(step), here)
-        for name in sorted(_files(folder / str(step)), key=_checksums_last):
-            _copy(folder / str(step) / name, here / name)
+        log.info("copying %s to %s", folder / step, here)
+        for name in sorted(_files(folder / step), key=_checksums_last):
+            _copy(folder / step / name, here / name)
     return here
 
 

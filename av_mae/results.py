@@ -96,8 +96,7 @@ class Work:
 
     def write_numbers(self, path: Path):
         """The setting and the numbers of every part, JSON."""
-        names = [name for name in self._parts.seconds() if name != "setting"]
-        numbers = {name: self.found(name) for name in names}
+        numbers = {name: self.found(name) for name in self._parts.seconds()}
         for part in numbers.values():
             part.pop("folder", None)
         body = {"setting": self.found("setting"), "parts": numbers}
@@ -118,11 +117,9 @@ class Work:
         known = {k: x for k, x in body["parts"].items() if not FILES.fullmatch(k)}
         spent = {k: x["seconds"] for k, x in body["parts"].items() if k not in known}
         spent["data"] = self.jobs * spent.get("data", 0.0)  # it is made alone
-        for name, part in (
-            known | {"elsewhere": {"seconds": sum(spent.values())}}
-        ).items():
-            if not self.found(name):
-                self._parts.put(name, part)
+        known["elsewhere"] = {"seconds": sum(spent.values())}
+        for name, part in known.items():
+            self._parts.put(name, part)
 
     def minutes(self) -> float:
         """What all parts took in this and earlier runs; `jobs` are made at a time."""

@@ -47,7 +47,7 @@ class Clip:
     | source      | dict                  | facts of the file (media.MediaInfo)     |
     """
 
-    frames: np.ndarray | Iterable[np.ndarray] | None
+    frames: np.ndarray | Iterable | None
     fps: float
     waveform: np.ndarray | None
     sample_rate: int = 16000

@@ -101,6 +101,35 @@ def test_a_newer_step_of_this_machine_stays(bucket):
     assert checksums.steps(bucket.folder / "mine/run/checkpoints") == [1, 2]
 
 
+def test_a_run_that_is_started_again_does_not_copy_a_step_again(bucket):
+    with mirror.kept(RUN) as folder:
+        step_of(folder, 1)
+    bucket.opened.clear()
+    with mirror.kept(RUN):
+        pass
+    assert not [path for path, mode in bucket.opened if "w" in mode]
+    (folder / "checkpoints/1/state/array").write_bytes(b"other")
+    checksums.seal(folder / "checkpoints/1", 0, 1)
+    with mirror.kept(RUN):
+        pass
+    assert not checksums.verify(bucket.folder / "mine/run/checkpoints/1")
+
+
+def test_what_ended_the_run_is_told_not_that_the_bucket_failed_too(bucket, monkeypatch):
+    def broken(path, mode):
+        raise RuntimeError("of some backend")
+
+    monkeypatch.setattr(bucket, "open", broken, raising=False)
+    with pytest.raises(ZeroDivisionError), mirror.kept(RUN) as folder:
+        step_of(folder, 1)
+        raise ZeroDivisionError
+
+
+def test_a_workdir_whose_name_is_a_number(bucket):
+    step_of(bucket.folder / "mine/2026", 3)
+    assert mirror.fetched("gs://mine/2026").name == "3"
+
+
 def test_it_is_copied_while_the_run_goes_on(bucket, monkeypatch):
     monkeypatch.setattr(mirror, "SECONDS", 0.05)
     copied = threading.Event()

@@ -128,12 +128,10 @@ def processes(wanted: int, most: int = 8) -> int:
 def together(processes: int, function: Callable, *arguments) -> None:
     """`function(*arguments)` in so many fresh processes, which share the processors.
 
-    XLA takes the buffers of a step anew from malloc each time; on Linux the processes
-    are told to ask for huge pages, which saves a fifth of a small step's time. Raises
-    TrainingError when a process fails; its own message has been printed by then.
+    Raises TrainingError when a process fails; its own message has been printed by then.
     """
     context = multiprocessing.get_context("spawn")
-    with _huge_pages():
+    with huge_pages():
         team = [
             context.Process(
                 target=_member, args=(i, processes, function, *arguments), daemon=True
@@ -162,10 +160,18 @@ def together(processes: int, function: Callable, *arguments) -> None:
 def _member(i: int, processes: int, function: Callable, *arguments) -> None:
     """What a process of `together` does: its share of the processors, then the work."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if hasattr(os, "sched_setaffinity"):  # before JAX counts them
-        mine = sorted(os.sched_getaffinity(0))[i::processes]
-        os.sched_setaffinity(0, mine or os.sched_getaffinity(0))
+    keep_to_share(i, processes)  # before JAX counts the processors
     function(*arguments)
+
+
+def keep_to_share(i: int, n: int) -> None:
+    """This thread, and the processes it starts, keep to share i of n of the processors.
+
+    Nothing where the system has no such call (macOS).
+    """
+    if hasattr(os, "sched_setaffinity"):
+        mine = sorted(os.sched_getaffinity(0))[i::n]
+        os.sched_setaffinity(0, mine or os.sched_getaffinity(0))
 
 
 def _end_with_parent() -> None:
@@ -175,7 +181,12 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _huge_pages() -> Iterator[None]:
+def huge_pages() -> Iterator[None]:
+    """Processes started here ask for huge pages (Linux).
+
+    XLA takes the buffers of a step anew from malloc each time: this saves a fifth of a
+    small step's time.
+    """
     name, before = "GLIBC_TUNABLES", os.environ.get("GLIBC_TUNABLES")
     os.environ[name] = ":".join(filter(None, (before, "glibc.malloc.hugetlb=1")))
     try:

@@ -6,11 +6,12 @@ For each seed (its own labelled clips, initialisation, order and pretraining): f
 from scratch and from pretrained weights on 50, 200 and 1,000 labels, each start with
 the learning rate and length that a search of the same size, on clips held out of
 training, found for it; late fusion; linear and nearest-neighbour classifiers on frozen
-features, beside a random model; all labels; the picture that a sound makes an
-autoencoder of `inpaint` see. Every part is kept in the workdir: run again, it goes on
-where it stopped. One process a processor takes part after part. The page is written
-after every part, with what is there by then; after `--minutes` no further part begins:
-what is missing then are the last of the parts that come after the pairs of all seeds.
+features, beside a random model; the picture that a sound makes an autoencoder of
+`inpaint` see; longer training of one seed; all labels. Every part is kept in the
+workdir: run again, it goes on where it stopped. One process a processor takes part
+after part. The page is written after every part, with what is there by then; after
+`--minutes` no further part begins: what is missing then are the last of the parts that
+come after the pairs of all seeds.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from av_mae import (
     pretrain,
     results_page,
 )
-from av_mae.results_page import ALL, STARTS, part_name
+from av_mae.results_page import ALL, LONGER, SINGLE, STARTS, longer_name, part_name
 from data import DataError, workers
 
 log = logging.getLogger("av_mae.results")  # `__name__` may be "__main__"
@@ -48,7 +49,6 @@ LABELS = (50, 200, 1000)
 SEARCH_SEED = 1000  # the search sees labelled clips and orders that no result sees
 RATES, STEPS = (3.2e-3, 6.4e-3, 1.28e-2), (150, 300)
 VARIANTS = {"both": "", "sound": "audio", "picture": "video", "inpaint": "inpaint"}
-SINGLE = ("sound", "picture")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,6 +280,8 @@ def jobs_of(work: Work, seeds: int) -> Iterator[Callable[[], object]]:
             yield job(late, work, seed, "pretrained", "both", labels)
         yield job(frozen, work, seed)
     yield job(inpainted, work)
+    for start, modalities in itertools.product(STARTS, demo.SETS):
+        yield job(longer, work, start, modalities)
     for seed in range(seeds):
         for modalities in demo.SETS:
             yield job(evaluated, work, seed, "scratch", "", modalities, ALL)
@@ -298,6 +300,17 @@ def evaluated(work: Work, seed: int, start: str, source: str, modalities: str, l
     rate, steps = search(work, start, modalities)
     path = pretrained(work, seed, source) if source else None
     finetuned(work, name, modalities, path, seed, labels, rate, steps)
+
+
+def longer(work: Work, start: str, modalities: str):
+    """The first seed at the most labels, LONGER times the most updates of the search."""
+    name = longer_name(work, start, modalities)
+    if work.found(name):
+        return
+    rate, _ = search(work, start, modalities)
+    path = pretrained(work, 0, "both") if start == "pretrained" else None
+    labels, steps = max(work.scale.labels), LONGER * max(work.scale.steps)
+    finetuned(work, name, modalities, path, 0, labels, rate, steps)
 
 
 def inpainted(work: Work) -> dict:

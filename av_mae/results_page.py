@@ -11,12 +11,21 @@ from av_mae import demo, sweep
 
 ALL = 0  # labels, as `data.limit` has it
 STARTS = ("scratch", "pretrained")
+SINGLE = ("sound", "picture")
+LONGER = 4  # times the longest of the search
 
 
 def part_name(start, source, modalities, labels, seed) -> str:
     """The name of a finetuning's part."""
     source = f"_{source}" if source else ""
     return f"{start}{source}_{modalities}_{labels or 'all'}_{seed}"
+
+
+def longer_name(work, start, modalities) -> str:
+    """The name of the part of the longer finetuning."""
+    source = "both" if start == "pretrained" else ""
+    name = part_name(start, source, modalities, max(work.scale.labels), 0)
+    return f"longer_{name}"
 
 
 def row_name(start: str, source: str) -> str:
@@ -48,7 +57,8 @@ def table(work, seeds: int) -> str:
         lines += [
             f"| {name} | {' | '.join(c)} |" for name, c in rows(work, labels, seeds)
         ]
-    lines += [*differences(work, seeds), *frozen_table(work, seeds)]
+    lines += [*differences(work, seeds), *wanted(work, seeds)]
+    lines += [*longer_table(work), *frozen_table(work, seeds)]
     lines += [*inpainted_table(work), *settings(work)]
     return "\n".join(lines) + "\n"
 
@@ -137,6 +147,50 @@ def differences(work, seeds: int) -> list[str]:
         b = per_seed(work, *other, labels, seeds)
         paired = [a[seed] - b[seed] for seed in a.keys() & b.keys()]
         lines.append(line(name, f"{labels:,}", cell(paired)))
+    return lines
+
+
+def wanted(work, seeds: int) -> list[str]:
+    """What was hoped for at the middle number of labels, and what came."""
+    labels = work.scale.labels[len(work.scale.labels) // 2]
+    row = lambda *names: per_seed(work, *names, labels, seeds)
+    linear = {seed: work.found(f"linear_{labels}_{seed}") for seed in range(seeds)}
+    both = row("pretrained", "both", "both")
+    hopes = [
+        ("both, pretrained − scratch", 0.1, both, row("scratch", "", "both")),
+        ("both − late fusion", 0.0, both, row("pretrained", "both", "late")),
+    ]
+    for m in SINGLE:
+        baseline = {seed: x[m] for seed, x in linear.items() if x}
+        name = f"{m}, pretrained − linear"
+        hopes.append((name, 0.0, row("pretrained", "both", m), baseline))
+    lines = [f"\n## What was wanted at {labels:,} labels\n"]
+    lines.append(header("", "wanted, points", "found", ""))
+    for name, least, a, b in hopes:
+        paired = [a[seed] - b[seed] for seed in a.keys() & b.keys()]
+        if paired:
+            met = "met" if sum(paired) / len(paired) >= least else "not met"
+            lines.append(line(name, f"≥ {100 * least:.0f}", cell(paired), met))
+    return lines
+
+
+def longer_table(work) -> list[str]:
+    """Whether the rows are short of labels or of updates."""
+    labels, most = max(work.scale.labels), max(work.scale.steps)
+    lines = [f"\n## {LONGER} times the updates\n"]
+    lines.append(
+        f"The first seed at {labels:,} labels, as in its row above and with "
+        f"{LONGER * most:,} updates at the same rate:\n"
+    )
+    lines.append(header("", *demo.SETS))
+    for start in STARTS:
+        source = "both" if start == "pretrained" else ""
+        name = row_name(start, source)
+        short = [part_name(start, source, m, labels, 0) for m in demo.SETS]
+        long = [longer_name(work, start, m) for m in demo.SETS]
+        for text, names in ((name, short), (f"{name}, {LONGER * most:,}", long)):
+            found = [top_1(work, x) for x in names]
+            lines.append(line(text, *(cell([x]) if x else "" for x in found)))
     return lines
 
 

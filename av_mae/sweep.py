@@ -13,13 +13,17 @@ the pretraining config: each of its settings is pretrained first, and the finetu
 start from it. Values are written as in `--config.FIELD=VALUE`; commas within brackets
 belong to a value. `--config.x=…` and `--pretrain.x=…` change all cells.
 
-A cell is one run of `python -m av_mae.main` in a folder of its own; cells follow one
-another. What is finished is not done again: give the command once more to go on. The
-table is in WORKDIR/table.md and table.json: mean and 95 % interval over the seeds. A
-cell that its config refuses, as a combination may not exist, stands there as failed.
+A cell is one run of `python -m av_mae.main` in a folder of its own; `--jobs 2` trains
+two at a time, each on its share of the processors. What is finished is not done again:
+give the command once more to go on. The table is in WORKDIR/table.md and table.json:
+mean and 95 % interval over the seeds, and the differences, paired by seed, to the first
+value of the first `--grid`. A cell that its config refuses, as a combination may not
+exist, stands there as failed.
 """
 
 import argparse
+import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -29,13 +33,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from av_mae import TrainingError, UserError, commandline, loop
+from av_mae import TrainingError, UserError, commandline, loop, parts
 
 ROOT = Path(__file__).resolve().parents[1]
 BEFORE = "pretrain."  # before a field of the pretraining config
@@ -124,64 +129,89 @@ def name(point: Settings) -> str:
     return re.sub(r"[^\w.=,+-]", "_", text) or "all"
 
 
-def run(cell: Cell) -> dict[str, float]:
-    """Trains the cell; the numbers of its evaluation, or {"failed": sentence}.
+class Trainings:
+    """Runs, each in a process of its own, each made once."""
 
-    What is finished is only read. Raises TrainingError where SIGTERM ended a training,
-    UserError for a folder of another sweep.
-    """
-    for training in cell.runs:
-        result = finish(training)
-        if "failed" in result:
-            return result
-    return result
+    def __init__(self, workdir: Path):
+        self.workdir = workdir
+        self._children: set[subprocess.Popen] = set()
+        self._locks: dict[Run, threading.Lock] = {}
+        self._stopped = False
 
+    def result(self, cell: Cell) -> dict[str, float]:
+        """The numbers of the cell's evaluation, or {"failed": sentence}.
 
-def finish(training: Run) -> dict:
-    """What evaluation gave; read from the folder's result.json once it is there."""
-    command, file = training.command(), training.folder / "result.json"
-    if file.exists():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if found["command"] != command:
+        What is finished is only read. Raises TrainingError where a training ended
+        without a sentence for the user, UserError for a folder of another sweep.
+        """
+        for run in cell.runs:
+            result = self.finish(run)
+            if "failed" in result:
+                return result
+        return result
+
+    def finish(self, run: Run) -> dict:
+        """What evaluation gave; waits where another thread makes the same run."""
+        with self._locks.setdefault(run, threading.Lock()):
+            make = lambda: {"command": run.command(), "result": self._train(run)}
+            found = parts.Parts(run.folder).make("result", make)
+        if found["command"] != run.command():
             raise UserError(
-                f"{training.folder} holds a run of another command: give another "
+                f"{run.folder} holds a run of another command: give another "
                 f"--workdir, or remove it. It was: {' '.join(found['command'])}"
             )
         return found["result"]
-    start = time.monotonic()
-    training.folder.mkdir(parents=True, exist_ok=True)
-    code = _train(command, training.folder / "log.txt")
-    log = (training.folder / "log.txt").read_text(encoding="utf-8", errors="replace")
-    if "stopped by SIGTERM after step" in log or code < 0:
-        raise TrainingError(f"{training.folder} was stopped: give the command again.")
-    if code == 2:  # a sentence for the user: the combination does not exist
-        result = {"failed": log.strip().splitlines()[-1].removeprefix("error: ")}
-    elif code:
-        raise TrainingError(f"the run failed: read {training.folder / 'log.txt'}.")
-    else:
-        result = evaluation(training.folder)
-    seconds = time.monotonic() - start
-    text = json.dumps({"command": command, "seconds": seconds, "result": result})
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, file)  # whole or not at all
-    return result
 
+    def _train(self, run: Run) -> dict:
+        """Runs `python -m av_mae.main`, its words into the folder's log.txt."""
+        if self._stopped:
+            raise TrainingError("stopped: give the command again to go on.")
+        path = run.folder / "log.txt"
+        with open(path, "w", encoding="utf-8") as file:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "av_mae.main", *run.command()],
+                cwd=ROOT,
+                env=_caching(self.workdir / "compiled"),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+            self._children.add(child)
+            try:
+                code = child.wait()
+            finally:
+                self._children.discard(child)
+        log = path.read_text(encoding="utf-8", errors="replace")
+        if "stopped by SIGTERM after step" in log or code < 0:
+            raise TrainingError(f"{run.folder} was stopped: give the command again.")
+        if code == 2:  # a sentence for the user: the combination does not exist
+            return {"failed": log.strip().splitlines()[-1].removeprefix("error: ")}
+        if code:
+            raise TrainingError(f"the run failed: read {path}.")
+        return evaluation(run.folder)
 
-def _train(command: list[str], log: Path) -> int:
-    """Runs `python -m av_mae.main`, its words into `log`; SIGTERM goes on to it."""
-    with open(log, "w", encoding="utf-8") as file:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "av_mae.main", *command],
-            cwd=ROOT,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-        old = signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
+    @contextlib.contextmanager
+    def ended_by_sigterm(self) -> Iterator[None]:
+        """SIGTERM goes on to the trainings, which save and end, and none begins."""
+        old = signal.signal(signal.SIGTERM, lambda number, frame: self.stop())
         try:
-            return child.wait()
+            yield
         finally:
             signal.signal(signal.SIGTERM, old)
+
+    def stop(self) -> None:
+        """Ends what runs; no other training begins."""
+        self._stopped = True
+        for child in list(self._children):
+            child.terminate()
+
+
+def _caching(folder: Path) -> dict[str, str]:
+    """The environment of trainings, which share what XLA compiles; the user's first."""
+    own = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return own | os.environ
 
 
 def evaluation(folder: Path) -> dict[str, float]:
@@ -207,47 +237,75 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def summary(results: Sequence[tuple[Cell, Mapping]]) -> list[dict]:
-    """A row for each point: its fields, its number of seeds, metrics and failures."""
-    points: dict[Settings, list[Mapping]] = {}
+    """A row for each point: its fields, the seeds that are done, metrics and failures.
+
+    A metric has its `mean`, `half_width` of the interval (None for one seed) and its
+    `values`, in the order of `seeds`; `differences` has the same of its differences to
+    the point with the first value of the first field, over the seeds of both.
+    """
+    points: dict[Settings, dict[int, Mapping]] = {}
     for cell, result in results:
-        points.setdefault(cell.point, []).append(result)
-    rows = []
+        points.setdefault(cell.point, {})[cell.seed] = result
+    rows, good = [], {}
     for point, found in points.items():
-        failed = [result["failed"] for result in found if "failed" in result]
-        good = [result for result in found if "failed" not in result]
-        numbers = {}
-        for metric in good[0] if good else ():
-            values = [result[metric] for result in good]
-            mean, half = interval(values)
-            numbers[metric] = {
-                "mean": mean,
-                "half_width": None if math.isnan(half) else half,
-                "values": values,
-            }
-        row = {"point": dict(point), "seeds": len(good), "metrics": numbers}
+        failed = [result["failed"] for result in found.values() if "failed" in result]
+        good[point] = {k: x for k, x in found.items() if "failed" not in x}
+        row = {"point": dict(point), "seeds": list(good[point])}
+        row["metrics"] = _statistics(list(good[point].values()))
+        first = next(iter(points))[:1] + point[1:]
+        if point != first and first in good:
+            both = good[first].keys() & good[point].keys()
+            pairs = [(good[point][seed], good[first][seed]) for seed in sorted(both)]
+            row["differences"] = _statistics(
+                [{k: x[k] - y[k] for k in x if k in y} for x, y in pairs]
+            )
         rows.append(row | ({"failed": failed[0]} if failed else {}))
     return rows
 
 
+def _statistics(found: Sequence[Mapping[str, float]]) -> dict[str, dict]:
+    """{metric: mean, half_width, values} over the seeds."""
+    numbers = {}
+    for metric in found[0] if found else ():
+        values = [result[metric] for result in found]
+        mean, half = interval(values)
+        half = None if math.isnan(half) else half
+        numbers[metric] = {"mean": mean, "half_width": half, "values": values}
+    return numbers
+
+
 def markdown(rows: Sequence[Mapping]) -> str:
-    """The table of `summary`: a line for each point, mean ± half of the interval."""
+    """The table of `summary`: a line for each point, mean ± half of the interval.
+
+    Under it the paired differences, where there are some.
+    """
     fields = list(rows[0]["point"])
-    metrics = list(dict.fromkeys(m for row in rows for m in row["metrics"]))
+    text = _table(fields, rows, "metrics")
+    differ = [row for row in rows if row.get("differences")]
+    if differ:
+        value = rows[0]["point"][fields[0]]
+        text += f"\nDifference to {fields[0]}={value}, paired by seed:\n\n"
+        text += _table(fields, differ, "differences")
+    return text
+
+
+def _table(fields: Sequence[str], rows: Sequence[Mapping], kind: str) -> str:
+    metrics = list(dict.fromkeys(m for row in rows for m in row[kind]))
     lines = [
         f"| {' | '.join([*fields, 'seeds', *metrics])} |",
         "|---" * (len(fields) + 1 + len(metrics)) + "|",
     ]
     for row in rows:
         values = [str(row["point"][field]) for field in fields]
-        found = [_cell_text(row, metric) for metric in metrics]
+        found = [_cell_text(row[kind].get(metric)) for metric in metrics]
         if "failed" in row and not row["seeds"]:
             found = [f"failed: {row['failed']}".replace("|", "\\|")] + found[1:]
-        lines.append(f"| {' | '.join([*values, str(row['seeds']), *found])} |")
+        n = max((len(x["values"]) for x in row[kind].values()), default=0)
+        lines.append(f"| {' | '.join([*values, str(n), *found])} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell_text(row: Mapping, metric: str) -> str:
-    numbers = row["metrics"].get(metric)
+def _cell_text(numbers: Mapping | None) -> str:
     if numbers is None:
         return ""
     if numbers["half_width"] is None:
@@ -255,23 +313,50 @@ def _cell_text(row: Mapping, metric: str) -> str:
     return f"{numbers['mean']:.4g} ± {numbers['half_width']:.2g}"
 
 
-def sweep(todo: Sequence[Cell], workdir: Path) -> list[dict]:
-    """Runs all cells, and writes the tables anew after each."""
-    results, rows = [], []
-    for number, cell in enumerate(todo, 1):
-        start = time.monotonic()
-        result = run(cell)
-        took = loop.duration(time.monotonic() - start)
-        shown = result.get("failed") or "  ".join(
-            f"{k} {v:.4g}" for k, v in result.items()
-        )
-        where = f"{name(cell.point)}, seed {cell.seed}"
-        print(f"{number}/{len(todo)}  {where}: {shown}  ({took})", flush=True)
-        results.append((cell, result))
-        rows = summary(results)
-        (workdir / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
-        (workdir / "table.md").write_text(markdown(rows))
+def sweep(todo: Sequence[Cell], workdir: Path, jobs: int = 1) -> list[dict]:
+    """Runs all cells, `jobs` at a time, and writes the tables anew after each."""
+    trainings, results, rows = Trainings(workdir), {}, []
+    shares = itertools.count()
+    pool = concurrent.futures.ThreadPoolExecutor(
+        jobs, initializer=lambda: parts.keep_to_share(next(shares), jobs)
+    )
+    with trainings.ended_by_sigterm(), parts.huge_pages(), pool:
+        made = {pool.submit(_timed, trainings, x): x for x in _in_order(todo)}
+        try:
+            for future in concurrent.futures.as_completed(made):
+                cell, (result, seconds) = made[future], future.result()
+                if not isinstance(cell, Cell):
+                    continue
+                results[cell] = result
+                shown = result.get("failed") or "  ".join(
+                    f"{k} {v:.4g}" for k, v in result.items()
+                )
+                where = f"{name(cell.point)}, seed {cell.seed}"
+                took = loop.duration(seconds)
+                n = len(results)
+                print(f"{n}/{len(todo)}  {where}: {shown}  ({took})", flush=True)
+                rows = summary([(c, results[c]) for c in todo if c in results])
+                (workdir / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
+                (workdir / "table.md").write_text(markdown(rows))
+        except BaseException:
+            trainings.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
     return rows
+
+
+def _in_order(todo: Sequence[Cell]) -> Iterator[Run | Cell]:
+    """Of each seed the pretrainings, each once, then the cells."""
+    for _, cells in itertools.groupby(todo, lambda cell: cell.seed):
+        cells = list(cells)
+        yield from dict.fromkeys(run for cell in cells for run in cell.runs[:-1])
+        yield from cells
+
+
+def _timed(trainings: Trainings, work: Run | Cell) -> tuple[dict, float]:
+    start = time.monotonic()
+    make = trainings.result if isinstance(work, Cell) else trainings.finish
+    return make(work), time.monotonic() - start
 
 
 def fields_of(words: Sequence[str]) -> Settings:
@@ -297,6 +382,7 @@ def main(argv=None):
     parser.add_argument("--pretrain", default="", help="a config to pretrain by first")
     parser.add_argument("--grid", action="append", default=[], metavar="FIELD=A,B")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each point")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--workdir", type=Path, required=True)
     given, rest = parser.parse_known_args(argv)
     commandline.quiet_libraries()
@@ -306,8 +392,10 @@ def main(argv=None):
         todo = cells(given.config, axes, given.seeds, workdir, common, given.pretrain)
         if not todo:
             raise UserError("--seeds must be 1 or more.")
+        if given.jobs < 1:
+            raise UserError("--jobs must be 1 or more.")
         workdir.mkdir(parents=True, exist_ok=True)
-        rows = sweep(todo, workdir)
+        rows = sweep(todo, workdir, given.jobs)
     except UserError as error:
         commandline.stop(error)
     print(f"\n{markdown(rows)}\nwritten: {workdir / 'table.md'}, table.json")

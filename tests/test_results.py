@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 
 import numpy as np
 import pytest
@@ -113,6 +114,9 @@ def test_the_whole_at_smoke_size(tmp_path):
     for name in ("scratch", "pretrained on both", "each pretrained alone"):
         assert f"| {name} |" in text and f"| {name}: late fusion |  |  |" in text
     assert "made of the clip's own sound" in text
+    for name in ("scratch, 8", "pretrained on both, 8"):
+        cells = re.search(rf"^\| {name} \|(.*)\|$", text, re.M)[1].split("|")
+        assert len(cells) == 3 and all(cell.strip() for cell in cells)
     assert "## All labels" in text and "| random | k-NN, all labels |" in text
     rows = [x.split("|")[2:-1] for x in text.splitlines() if x.startswith("| linear")]
     assert all(cell.strip() for cell in rows[0])

@@ -32,3 +32,33 @@ def test_what_sound_was_made_into_has_its_rows(tmp_path):
     assert "| made of the clip's own sound | 20.0 (1) |" in text
     assert "| made of another clip's | 10.0 (1) |" in text
     assert "| real ones | 90.0 (1) |" in text
+
+
+def test_what_was_wanted_is_said_as_it_falls(tmp_path):
+    """By the mean of the paired differences: ten points, and none."""
+    found = {}
+    for seed, (a, b) in enumerate([(0.5, 0.45), (0.7, 0.54)]):
+        found[f"pretrained_both_both_20_{seed}"] = {"eval/top_1": a}
+        found[f"scratch_both_20_{seed}"] = {"eval/top_1": b}
+        found[f"pretrained_both_late_20_{seed}"] = {"top_1": a + 0.01}
+        found[f"pretrained_both_sound_20_{seed}"] = {"eval/top_1": 0.3}
+        found[f"linear_20_{seed}"] = {"sound": 0.3, "picture": 0.4, "both": 0.5}
+    text = results_page.table(made(tmp_path, found), 3)
+    rows = [x for x in text.split("## What was wanted at 20 labels")[1].splitlines()]
+    assert rows[4].startswith("| both, pretrained − scratch | ≥ 10 | 10.5 ±")
+    assert rows[4].endswith("| met |")
+    assert rows[5] == "| both − late fusion | ≥ 0 | -1.0 ± 0.0 (2) | not met |"
+    assert rows[6] == "| sound, pretrained − linear | ≥ 0 | 0.0 ± 0.0 (2) | met |"
+    assert rows[7] == ""  # of picture nothing is known
+
+
+def test_longer_training_stands_beside_the_row(tmp_path):
+    found = {
+        "scratch_sound_20_0": {"eval/top_1": 0.2},
+        "longer_scratch_sound_20_0": {"eval/top_1": 0.4},
+        "longer_pretrained_both_both_20_0": {"eval/top_1": 0.6},
+    }
+    text = results_page.table(made(tmp_path, found), 1)
+    assert "| scratch, 16 | 40.0 (1) |  |  |" in text
+    assert "| scratch | 20.0 (1) |  |  |\n| scratch, 16 |" in text
+    assert "| pretrained on both, 16 |  |  | 60.0 (1) |" in text

@@ -1,13 +1,15 @@
 """The grid, its table, and a sweep as a user runs it, resumed."""
 
+import itertools
 import json
 import math
 import re
+import time
 
 import numpy as np
 import pytest
 import toy
-from scipy.stats import ttest_1samp
+from scipy.stats import ttest_1samp, ttest_rel
 
 from av_mae import UserError, sweep
 
@@ -61,6 +63,7 @@ def test_the_table_has_means_and_failures():
     ]
     rows = sweep.summary(results)
     assert rows[0]["metrics"]["top_1"]["values"] == [0.5, 0.7]
+    assert rows[0]["seeds"] == [0, 1] and rows[1]["seeds"] == []
     assert sweep.markdown(rows).splitlines() == [
         "| probe | seeds | top_1 | loss |",
         "|---|---|---|---|",
@@ -69,16 +72,56 @@ def test_the_table_has_means_and_failures():
     ]
 
 
+def test_differences_are_paired_by_seed_along_the_first_field():
+    """Of the seeds that both points have; the other fields are the same in both."""
+    points = [
+        (("probe", probe), ("model.pool", pool))
+        for probe, pool in itertools.product(("full", "linear"), ("mean", "cls"))
+    ]
+    values = np.random.default_rng(0).random((4, 5))
+    values[2] = values[0] + [0.1, 0.2, 0.3, 0.2, 0.2]
+    results = [
+        (sweep.Cell(point, seed, ()), {"top_1": values[i, seed]})
+        for seed, (i, point) in itertools.product(range(5), enumerate(points))
+        if not (i == 2 and seed == 4)
+    ]
+    rows = sweep.summary(results)
+    assert [("differences" in row) for row in rows] == [False, False, True, True]
+    for i, n in ((2, 4), (3, 5)):
+        found = rows[i]["differences"]["top_1"]
+        paired = values[i, :n] - values[i - 2, :n]
+        low, high = ttest_rel(values[i, :n], values[i - 2, :n]).confidence_interval()
+        assert found["values"] == pytest.approx(paired)
+        assert found["mean"] - found["half_width"] == pytest.approx(low)
+        assert found["mean"] + found["half_width"] == pytest.approx(high)
+    below = sweep.markdown(rows).split("Difference to probe=full, paired by seed:")[1]
+    assert below.strip().splitlines()[2:] == [
+        "| linear | mean | 4 | 0.2 ± 0.13 |",
+        f"| linear | cls | 5 | {sweep._cell_text(rows[3]['differences']['top_1'])} |",
+    ]
+    assert "Difference" not in sweep.markdown(sweep.summary(results[:1]))
+
+
+def test_pretrainings_come_first_and_once(tmp_path):
+    grid = [("pretrain.mask.rgb.ratio", ["0.5", "0.9"]), ("probe", ["full", "linear"])]
+    found = sweep.cells("f.py", grid, 2, tmp_path, (), "p.py")
+    order = list(sweep._in_order(found))
+    assert [x for x in order if isinstance(x, sweep.Cell)] == found
+    first = [found[0].runs[0], found[2].runs[0], *found[:4]]
+    assert order[:6] == first and len(order) == 12
+
+
 def test_a_folder_of_another_command_is_refused(tmp_path):
     (cell,) = sweep.cells("f.py", [("probe", ["full"])], 1, tmp_path)
     cell.runs[0].folder.mkdir(parents=True)
     file = cell.runs[0].folder / "result.json"
     result = {"command": cell.runs[0].command(), "result": {"top_1": 1.0}}
     file.write_text(json.dumps(result))
-    assert sweep.run(cell) == {"top_1": 1.0}  # and nothing was trained
+    trainings = sweep.Trainings(tmp_path)
+    assert trainings.result(cell) == {"top_1": 1.0}  # and nothing was trained
     (other,) = sweep.cells("g.py", [("probe", ["full"])], 1, tmp_path)
     with pytest.raises(UserError, match="a run of another command.*--config=f.py"):
-        sweep.run(other)
+        trainings.result(other)
 
 
 def test_a_word_that_is_no_field_is_named():
@@ -88,7 +131,7 @@ def test_a_word_that_is_no_field_is_named():
 
 @pytest.mark.slow
 def test_a_sweep_of_pretrainings_and_finetunings(tmp_path):
-    """Two pretrainings, one setting that does not exist; the second time is free."""
+    """Two at a time, one setting that does not exist; the second time is free."""
     toy.write_folder(tmp_path / "clips", 8)
     split = "--split=train=0.5,validation=0.5"
     toy.run("-m", "data.prepare", tmp_path / "clips", "--out", tmp_path / "set", split)
@@ -96,21 +139,50 @@ def test_a_sweep_of_pretrainings_and_finetunings(tmp_path):
     command = (
         *("-m", "av_mae.sweep", "--config=configs/folder/finetune.py:smoke"),
         *("--pretrain=configs/folder/pretrain.py:smoke", "--workdir", tmp_path / "w"),
-        *("--grid", "pretrain.mask.rgb.kind=tube,none", "--seeds", 1),
+        *("--grid", "pretrain.mask.rgb.kind=tube,none,random", "--jobs=2"),
         *(f"--config.data.dir={data}", f"--pretrain.data.dir={data}"),
         *("--config.steps=2", "--pretrain.steps=2"),
     )
     text = toy.run(*command)
     rows = json.loads((tmp_path / "w" / "table.json").read_text())
-    assert [row["seeds"] for row in rows] == [1, 0]
+    assert [row["seeds"] for row in rows] == [[0], [], [0]]
     assert 0 <= rows[0]["metrics"]["top_1"]["mean"] <= 1
     assert "mask.rgb.kind is 'none'" in rows[1]["failed"]
     table = (tmp_path / "w" / "table.md").read_text()
     assert table in text and "failed: mask.rgb.kind is 'none'" in table
-    (log,) = (tmp_path / "w" / "runs").rglob("log.txt")
+    (log,) = (tmp_path / "w" / "runs").rglob("*kind=tube/seed 0/log.txt")
     before = tmp_path / "w" / "pretrain" / "mask.rgb.kind=tube" / "seed 0"
     assert re.search(rf"^init_from {re.escape(str(before))}$", log.read_text(), re.M)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "w").rglob("*")}
     assert table in toy.run(*command)
     again = {path: path.stat().st_mtime_ns for path in (tmp_path / "w").rglob("*")}
     assert {p.name for p in times if times[p] != again[p]} <= {"table.md", "table.json"}
+
+
+@pytest.mark.slow
+def test_a_stopped_sweep_goes_on(tmp_path):
+    """SIGTERM ends the trainings of both processes, which save; then they go on."""
+    toy.write_folder(tmp_path / "clips", 8)
+    split = "--split=train=0.5,validation=0.5"
+    toy.run("-m", "data.prepare", tmp_path / "clips", "--out", tmp_path / "set", split)
+    command = (
+        *("-m", "av_mae.sweep", "--config=configs/folder/pretrain.py:smoke"),
+        *("--workdir", tmp_path / "w", "--seeds=2", "--jobs=2"),
+        *(f"--config.data.dir={tmp_path / 'set'}", "--config.steps=150"),
+        "--config.log.every_steps=1",
+    )
+    metrics = [tmp_path / f"w/runs/all/seed {i}/metrics.jsonl" for i in range(2)]
+    with toy.start(*command) as process:
+        while not all(path.exists() and path.stat().st_size for path in metrics):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.terminate()
+        assert "give the command again" in toy.finish(process, code=2)
+    steps = [json.loads(x.read_text().splitlines()[-1])["step"] for x in metrics]
+    assert max(steps) < 150 and not list((tmp_path / "w").rglob("result.json"))
+    toy.run(*command)
+    (row,) = json.loads((tmp_path / "w" / "table.json").read_text())
+    assert row["seeds"] == [0, 1] and "differences" not in row
+    for path, step in zip(metrics, steps, strict=True):
+        log = (path.parent / "log.txt").read_text()
+        assert f"resuming {path.parent} at step {step}" in log

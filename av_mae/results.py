@@ -227,11 +227,13 @@ def attempt(work: Work, start: str, modalities: str, rate: float, steps: int) ->
 
     At the middle number of labels; every start has as many tries.
     """
-    labels = work.scale.labels[len(work.scale.labels) // 2]
-    path = pretrained(work, 0, "both") if start == "pretrained" else None
     name = f"search_{start}_{modalities}_{rate:g}_{steps}"
-    setting = (modalities, path, SEARCH_SEED, labels, rate, steps, "validation")
-    return finetuned(work, name, *setting)["eval/top_1"]
+    if not (found := work.found(name)):
+        labels = work.scale.labels[len(work.scale.labels) // 2]
+        path = pretrained(work, 0, "both") if start == "pretrained" else None
+        setting = (modalities, path, SEARCH_SEED, labels, rate, steps, "validation")
+        found = finetuned(work, name, *setting)
+    return found["eval/top_1"]
 
 
 def tries(work: Work, start: str, modalities: str) -> Iterator[tuple[float, int]]:
@@ -303,7 +305,7 @@ def evaluated(work: Work, seed: int, start: str, source: str, modalities: str, l
 
 
 def longer(work: Work, start: str, modalities: str):
-    """The first seed at the most labels, LONGER times the most updates of the search."""
+    """The first seed at the most labels, LONGER times the longest of the search."""
     name = longer_name(work, start, modalities)
     if work.found(name):
         return

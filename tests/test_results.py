@@ -69,13 +69,15 @@ def test_numbers_of_another_workdir_are_taken_and_their_time_counted(tmp_path):
 
 
 def test_the_search_takes_the_best_on_held_out_clips(tmp_path):
+    """Where all is tried, nothing is pretrained for it again."""
     found = {
-        "search_scratch_sound_0.01_2": {"eval/top_1": 0.3},
-        "search_scratch_sound_0.01_4": {"eval/top_1": 0.4},
+        "search_pretrained_sound_0.01_2": {"eval/top_1": 0.3},
+        "search_pretrained_sound_0.01_4": {"eval/top_1": 0.4},
     }
     work = made(tmp_path, found)
-    assert results.search(work, "scratch", "sound") == (1e-2, 4)
-    assert "| scratch | sound | 0.01 | 4 | 40.0 (1) |" in results_page.table(work, 1)
+    assert results.search(work, "pretrained", "sound") == (1e-2, 4)
+    text = results_page.table(work, 1)
+    assert "| pretrained | sound | 0.01 | 4 | 40.0 (1) |" in text
 
 
 def test_longer_is_tried_at_the_rate_that_did_best(tmp_path):

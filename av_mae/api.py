@@ -202,11 +202,12 @@ class Model:
     def logits(self, batch: dict[str, np.ndarray]):
         """Logits [b classes] of a host batch, the mean over views and modalities.
 
-        {head: logits} with several heads. Compiles once for a shape. Raises ConfigError
-        for an autoencoder, which has none.
+        {head: logits} with several heads. Clips with a number in a data set (`index`)
+        are degraded as `eval.corruption` says. Compiles once for a shape. Raises
+        ConfigError for an autoencoder, which has none.
         """
         self.check_classifier()
-        inputs = {k: batch[k] for k in batch if k not in ("label", "index", "valid")}
+        inputs = {k: batch[k] for k in batch if k not in ("label", "valid")}
         found = self._predict(self._device_params, inputs, jax.random.key(0))
         return jax.tree.map(np.asarray, found)
 
@@ -355,14 +356,22 @@ class Model:
 
     def attention(
         self,
-        source: Source,
+        source: Source | Sequence[Source],
         modalities: Sequence[str] | None = None,
         start: float | None = None,
-    ) -> Attention:
+        every: float | None = None,
+    ):
         """Where the encoder looks and when it listens: attention roll-out.
 
-        Of the middle of a clip, or of the window that begins at `start` seconds.
+        Of the middle of a clip, or of the window that begins at `start` seconds: an
+        Attention; with `every` a list, of a window each so many seconds; of a list of
+        clips, a list.
         """
+        look = functools.partial(self.attention, modalities=modalities)
+        if _is_list(source):
+            return [look(x, start=start, every=every) for x in source]
+        if every is not None:
+            return [look(window) for window in self._parts(source, every)]
         clip, rows = self._window(source, start), self.rows(views=1)
         used, row = rows.used(clip, modalities), rows.of(clip, modalities)
         batch = {key: value[None] for key, value in row.items()}
@@ -448,20 +457,25 @@ class Model:
         modalities: Sequence[str] | None = None,
         start: float | None = None,
         oracle: bool = False,
+        every: float | None = None,
     ):
         """A clip with most of it masked, and what the model makes of the rest.
 
         Of the middle of the clip, or of the window that begins at `start` seconds: a
-        Reconstruction; of a list of clips, a list. ratio: share that is masked, one or
+        Reconstruction; with `every` a list, of a window each so many seconds; of a list
+        of clips, a list. ratio: share that is masked, one or
         {modality: share}, None for the config's; mask: {modality: kind}, names of
         masking.KINDS; seed: of the masks; oracle: undo standardised targets by the true
         statistics of the masked patches, not by those of the visible ones. Raises
         ConfigError for a classifier.
         """
         self.check_autoencoder()
+        common = dict(ratio=ratio, seed=seed, mask=mask, oracle=oracle)
+        look = functools.partial(self.reconstruct, modalities=modalities, **common)
         if _is_list(source):
-            each = dict(ratio=ratio, seed=seed, mask=mask, start=start, oracle=oracle)
-            return [self.reconstruct(x, modalities=modalities, **each) for x in source]
+            return [look(x, start=start, every=every) for x in source]
+        if every is not None:
+            return [look(window) for window in self._parts(source, every)]
         config = reconstructions.settings(self._config, ratio, mask)
         clip, rows = self._window(source, start), self.rows(views=1)
         used, row = rows.used(clip, modalities), rows.of(clip, modalities)

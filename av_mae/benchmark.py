@@ -47,15 +47,6 @@ from av_mae import (
 
 dry_run = plan.dry_run  # what `config.dry_run` runs
 
-# Clips of public training splits, for the time of a whole run; by data.dir's last name.
-CLIPS = {
-    "audioset": 1_857_210,
-    "vggsound": 172_427,
-    "ucf101": 9_537,
-    "kinetics400": 240_000,
-    "ssv2": 168_913,
-}
-
 
 def measure(config, kind: str, repeats: int, warm_up: int = 2) -> dict:
     """Times one program of the config; all numbers by name, in seconds and bytes."""
@@ -152,8 +143,7 @@ def report(config, kind: str, options):
         other = _read(options.compare)
     print(parallel.describe_devices())
     print(table(numbers, other))
-    name = Path(config.data.dir).name
-    clips = options.clips or CLIPS.get(name, 0)
+    clips = options.clips or plan.clips_of(config)
     if kind == "step" and (clips or config.steps):
         rate = numbers["clips_per_second"]
         whole = plan.days(plan.run_seconds(config, clips, rate))
@@ -180,13 +170,16 @@ def run(kind: str, config_flag, argv: Sequence[str]):
     del argv
     config, options = config_flag.value, flags.FLAGS
     try:
+        if kind in ("plan", "input") and (options.json or options.compare):
+            raise UserError(
+                f"--json and --compare are for step and eval: {kind} only prints."
+            )
         commandline.quiet_libraries()
         commandline.show_our_log()
         # A program from the cache would tell nothing of the compiler.
         jax.config.update("jax_enable_compilation_cache", False)
         if kind == "plan":
-            clips = options.clips or CLIPS.get(Path(config.data.dir).name, 0)
-            plan.dry_run(config, clips, options.device)
+            plan.dry_run(config, options.clips, options.device)
         elif kind == "input":
             _input(config, options.files)
         else:

@@ -5,17 +5,14 @@ itself; what it cannot know (the licence of its data) it says it does not know.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from av_mae import loop
+from av_mae import checksums, loop, maskenhancer
 
-PAPERS = {
-    "pretrain": "Georgescu et al. 2023, Audiovisual Masked Autoencoders (ICCV)",
-    "finetune": "Georgescu et al. 2023, Audiovisual Masked Autoencoders (ICCV)",
-}
 CODE = """\
 ```python
 import av_mae
@@ -70,12 +67,17 @@ def text(
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def results_of(workdir: Path | str) -> dict[str, float]:
-    """The numbers of a run's last evaluation; none where `workdir` is no run."""
-    file = Path(workdir) / loop.METRICS
-    if not file.is_file():
-        return {}
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+def results_of(checkpoint: Path | str) -> dict[str, float]:
+    """The numbers of the last evaluation of a run, up to a step; none where none is.
+
+    checkpoint: a workdir, the folder of its checkpoints, or one of them.
+    """
+    path, step = Path(checkpoint).absolute(), math.inf
+    if path.name.isdigit() and (path / "state").is_dir():
+        path, step = path.parent, int(path.name)
+    if path.name == checksums.FOLDER:
+        path = path.parent
+    rows = [row for row in loop.read_metrics(path) if row["step"] <= step]
     rows = [row for row in rows if any(name.startswith("eval/") for name in row)]
     return {k: v for k, v in rows[-1].items() if k != "step"} if rows else {}
 
@@ -120,8 +122,17 @@ def _what(config, parameters: int) -> str:
     return (
         f"{kind} of {' and '.join(config.modalities)}, {parameters / 1e6:.1f} M "
         f"parameters, `model.variant` {_plain(config.model.variant)}, fusion "
-        f"{_plain(config.model.fusion)}. After {PAPERS[config.trainer]}."
+        f"{_plain(config.model.fusion)}. After {_paper(config)}."
     )
+
+
+def _paper(config) -> str:
+    """The publication whose kind of model it is."""
+    if config.model.fusion in maskenhancer.FUSIONS:
+        return "Diao et al. 2023, AV-MaskEnhancer (ICTAI)"
+    if tuple(config.modalities) == ("rgb",):
+        return "Tong et al. 2022, VideoMAE (NeurIPS)"
+    return "Georgescu et al. 2023, Audiovisual Masked Autoencoders (ICCV)"
 
 
 def _use(config, to: str, inputs: Mapping[str, tuple]) -> str:
@@ -145,8 +156,8 @@ def _input(config) -> str:
     data, words = config.data, []
     if "rgb" in config.modalities:
         words.append(
-            f"{data.num_frames} frames of {data.size} × {data.size} pixels, every "
-            f"{data.stride}th of {data.fps:g} a second"
+            f"{data.num_frames} frames of {data.size} × {data.size} pixels, one in "
+            f"{data.stride} of {data.fps:g} a second"
         )
     if "spectrogram" in config.modalities:
         words.append(

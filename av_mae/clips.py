@@ -68,6 +68,13 @@ class Clip:
         count = len(self.frames) if self.has_rgb else 0
         return self.start + np.arange(count) / (self.fps or 1.0)
 
+    def at(self, fps: float) -> "Clip":
+        """Its frames nearest in time at another rate, some twice or left out."""
+        count = max(1, round(len(self.frames) * fps / self.fps))
+        nearest = np.floor(np.arange(count) * (self.fps / fps) + 0.5).astype(int)
+        frames = self.frames[np.minimum(nearest, len(self.frames) - 1)]
+        return dataclasses.replace(self, frames=frames, fps=fps)
+
     def cut(self, start: float, end: float) -> "Clip":
         """The part from `start` to `end` seconds of this clip, on whole frames."""
         if not 0 <= start <= end:
@@ -99,7 +106,8 @@ def read_clip(
     """A media file, or the part of it from `start` to `end` seconds, as a Clip.
 
     fps, short_side (pixels; never enlarged) and sample_rate (Hz) are what
-    `data.prepare` takes by default; `Model.read` takes what the model wants. Raises
+    `data.prepare` takes by default; `Model.read` takes what the model wants. Of a clip
+    at another rate a model sees the frames nearest in time. Raises
     MediaError where nothing can be decoded, or where the picture does not fit into
     memory: then give `start` and `end`, or let the model read the path in windows.
     """
@@ -229,12 +237,16 @@ class Rows:
     """Clips as rows of a host batch, exactly as the data pipeline evaluates records.
 
     config: a model's; views: how many windows of a clip, None for `data.views`, with
-    `data.crops` crops each; 1 for one window with one central crop.
+    `data.crops` crops each; 1 for one window with one central crop. A clip at another
+    rate than `data.fps` is seen at that rate, unless the model was trained on data at
+    any rate (`data.prepared.fps` is "source").
     """
 
     def __init__(self, config, sample_rate: int, views: int | None = None):
         self.modalities = tuple(config.modalities)
-        self.sample_rate, self.fps = sample_rate, config.data.fps
+        self.sample_rate = sample_rate
+        at_source = config.data.prepared.fps == "source"
+        self._fps = None if at_source else config.data.fps
         settings = config.data.copy_and_resolve_references()
         if views:
             settings.views, settings.crops = views, 1
@@ -272,8 +284,7 @@ class Rows:
 
     def of(self, clip: Clip, modalities: Sequence[str] | None = None) -> dict:
         """The clip as a row: rgb uint8 [v t h w c], waveform int16 [v s], has_…"""
-        used = self.used(clip, modalities)
-        self._check_rates(clip)
+        used, clip = self.used(clip, modalities), self._as_seen(clip)
         row = self._evaluation.row(clip)
         drop = {"index", "valid"}
         row = {key: value for key, value in row.items() if key not in drop}
@@ -284,23 +295,23 @@ class Rows:
 
     def views(self, clip: Clip) -> list[View]:
         """Where its views lie."""
+        clip = self._as_seen(clip)
         frames, sounds = self._evaluation.windows(clip)
         return [
             View(f / clip.fps if clip.has_rgb else f[:0] / 1.0, s / self.sample_rate)
             for f, s in zip(frames, sounds, strict=True)
         ]
 
-    def _check_rates(self, clip: Clip):
+    def _as_seen(self, clip: Clip) -> Clip:
+        """At the model's frame rate; ConfigError for sound at another than its own."""
         if clip.has_audio and clip.sample_rate != self.sample_rate:
             raise ConfigError(
                 f"{clip.path or 'the clip'} has sound of {clip.sample_rate} Hz, the "
                 f"model hears {self.sample_rate}: read it by model.read."
             )
-        if clip.has_rgb and abs(clip.fps - self.fps) > 0.01:
-            raise ConfigError(
-                f"{clip.path or 'the clip'} has {clip.fps:g} frames a second, the "
-                f"model saw {self.fps:g}: read it by model.read."
-            )
+        if clip.has_rgb and self._fps and abs(clip.fps - self._fps) > 0.01:
+            return clip.at(self._fps)
+        return clip
 
 
 def window_seconds(config) -> float:

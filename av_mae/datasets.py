@@ -11,11 +11,15 @@ log = logging.getLogger(__name__)
 
 
 def load(config) -> dict[str, pipeline.Dataset]:
-    """The splits that the config names; fills in statistics it asks of the data set."""
+    """The splits that the config's mode reads, the training split for training alone.
+
+    Fills in statistics that the config asks of the data set.
+    """
     if "spectrogram" in config.modalities:
         _statistics(config)
     names = {"train": config.data.split, "eval": config.eval.split}
-    return {role: split(config, name) for role, name in names.items()}
+    roles = ("train", "eval") if config.mode == "train" else ("eval",)
+    return {role: split(config, names[role]) for role in roles}
 
 
 def _statistics(config):

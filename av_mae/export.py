@@ -32,6 +32,7 @@ from av_mae import (
     card,
     checkpoints,
     commandline,
+    importers,
     optim,
     portable,
 )
@@ -55,12 +56,17 @@ def export(
 ) -> list[str]:
     """Writes the folder `out`; returns sentences on what is not the same there.
 
-    to: a name of `LAYOUTS`; weights: `params`, or `ema` for their moving average;
+    checkpoint: ours, or what `importers.read` reads; to: a name of `LAYOUTS`; weights: `params`, or `ema` for their moving average;
     licence: of the weights, for the card.
     Raises CheckpointError if the checkpoint cannot be read or expressed in the layout.
     """
-    params, saved, meta = checkpoints.load(checkpoint, weights)
-    config, flat = runs.config_of(saved), optim.named(params)
+    if importers.find(checkpoint):
+        found = importers.read(checkpoint)
+        params, config, meta = found.params, found.config, {"labels": found.labels}
+    else:
+        params, saved, meta = checkpoints.load(checkpoint, weights)
+        config = runs.config_of(saved)
+    flat = optim.named(params)
     flat = {name: np.asarray(value, np.float32) for name, value in flat.items()}
     try:
         files, arrays, notes = LAYOUTS[to](config, flat, meta)
@@ -329,7 +335,8 @@ def main(argv=None):
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="a workdir, its checkpoints, or one step")
+    what = "a workdir, its checkpoints, one step, or a published file or folder"
+    parser.add_argument("checkpoint", help=what)
     parser.add_argument("--to", required=True, choices=LAYOUTS)
     parser.add_argument("--out", required=True, help="the folder to write")
     parser.add_argument("--weights", default="params", choices=("params", "ema"))

@@ -49,8 +49,13 @@ def compute(
     """The features of a data set's clips, as `model.features` gives them of files.
 
     model: an `api.Model`; layer, pool: as of `Model.features`; of several views, the
-    mean. Labels are there where the data set was opened with one label a clip.
+    mean. Labels are there where the data set was opened with one label a clip. Of what
+    AV-MaskEnhancer hears there are features of the last layer alone.
     """
+    config = model.config
+    number = representation.layer_number(config, layer)
+    last = number == representation.layer_number(config, -1)
+    modalities = tuple(config.modalities) if last else representation.known(config)
     encode = encoder(model.config, model.module, layer, pool)
     params = jax.device_put(model.params)
     rows: dict[str, list] = {}
@@ -58,7 +63,7 @@ def compute(
         valid = batch["valid"]
         keep = lambda name, x, valid=valid: rows.setdefault(name, []).append(x[valid])
         arrays = {k: v for k, v in batch.items() if k not in ("label", "index")}
-        for used in subsets(tuple(model.config.modalities)):
+        for used in subsets(modalities):
             name = "+".join(used)
             keep(f"feature {name}", np.asarray(encode(params, arrays, used)))
             keep(f"has {name}", np.any([batch[HAS[m]] for m in used], axis=0))

@@ -41,10 +41,18 @@ def training(config, classes=None) -> int:
     """FLOPs of one training step on one view: forward, and backward.
 
     Backward is two products for each of the forward pass, to the input and to the
-    kernel; nobody asks for the gradient of the patches.
+    kernel, in the parts that learn; nobody asks for the gradient of what goes into the
+    first of them.
     """
     counts = multiply_adds(config, classes, train=True)
-    return 2 * (3 * sum(counts.values()) - counts["embed"])
+    total = sum(counts.values())
+    if config.trainer == "pretrain" or config.probe == "full":
+        return 2 * (3 * total - counts["embed"])
+    learns = sum(counts.get(part, 0) for part in ("meet", "attentive", "head"))
+    first = counts["head"]  # a linear probe's only product
+    if "meet" in counts or "attentive" in counts or config.model.head_norm:
+        first = 0
+    return 2 * (total + 2 * learns - first)
 
 
 def passes(config, train: bool = True) -> int:
@@ -63,16 +71,19 @@ def per_clip(config, train: bool = True, classes=None) -> int:
     return passes(config, False) * 2 * sum(multiply_adds(config, classes).values())
 
 
-def utilisation(config, clips_per_second: float) -> dict[str, float]:
+def utilisation(
+    config, clips_per_second: float, devices: int, classes=None
+) -> dict[str, float]:
     """{"mfu": share of the devices' peak that training uses}; {} on a device without.
 
-    By the count and the peaks of `python -m av_mae.benchmark step`.
+    By the count and the peaks of `python -m av_mae.benchmark step`; devices: how many
+    the run uses.
     """
     name = peaks.name_of(jax.devices()[0].device_kind)
     if not name:
         return {}
-    peak = peaks.flops(peaks.named(name), config.compute.dtype) * jax.device_count()
-    return {"mfu": per_clip(config) * clips_per_second / peak}
+    peak = peaks.flops(peaks.named(name), config.compute.dtype) * devices
+    return {"mfu": per_clip(config, classes=classes) * clips_per_second / peak}
 
 
 # One layer, and stacks of them.
@@ -247,6 +258,9 @@ def _finetuning(config, classes, train: bool) -> Counts:
         "encoder": _encoder(config, tokens, train),
         "head": len(seen) * head,
     }
+    if config.probe == "attentive":  # one query over all tokens, one vector
+        n, mlp = sum(tokens.values()), size_of(model).mlp
+        counts |= {"attentive": layer(1, n, width, mlp), "head": head}
     if model.fusion in maskenhancer.FUSIONS:
         counts |= _sound(config)
         flat = _sound_size(config)[1] * model.sound.filters[-1]

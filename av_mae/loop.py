@@ -282,6 +282,16 @@ def _tensorboard(workdir: Path) -> Any:
     return metric_writers.SummaryWriter(str(workdir))
 
 
+def read_metrics(workdir: Path | str) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`, without one that a kill left half written."""
+    path, rows = Path(workdir) / METRICS, []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and "step" in row]
+
+
 def cut_metrics(workdir: Path | str, step: int):
     """Cuts `metrics.jsonl` to the lines at or before `step`; -1 empties it.
 

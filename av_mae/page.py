@@ -137,7 +137,10 @@ def bars(values: Mapping[str, float], title: str) -> str:
         )
         for name in order
     )
-    return f"<h3>{text(title)}</h3><div class=wide><table>{rows}</table></div>"
+    return (
+        f'<h3>{text(title)}</h3><div class="wide" tabindex="0" role="group" '
+        f'aria-label="{text(title)}"><table>{rows}</table></div>'
+    )
 
 
 # Pictures and sound within the page.

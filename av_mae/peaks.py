@@ -31,11 +31,13 @@ def _device(bfloat16: int, float32: float | int, gigabytes: int) -> Device:
 # of KINDS. Chips of TPU v4 and v5p are one jax device each.
 DEVICES = {
     "H200": _device(989, 494.5, 141),
+    "GH200": _device(989, 494.5, 96),
     "H100": _device(989, 494.5, 80),
     "H100-PCIe": _device(756, 378, 80),
     "A100-80GB": _device(312, 156, 80),
     "A100-40GB": _device(312, 156, 40),
     "L40S": _device(362, 183, 48),
+    "L40": _device(181, 90.5, 48),
     "L4": _device(121, 60, 24),
     "RTX4090": _device(165, 82.6, 24),
     "TPU-v4": _device(275, 275, 32),
@@ -46,6 +48,7 @@ DEVICES = {
 
 # What jax calls a device (a part of it, in lower case, the first that fits).
 KINDS = {
+    "gh200": "GH200",
     "h200": "H200",
     "h100 pcie": "H100-PCIe",
     "h100": "H100",
@@ -53,6 +56,7 @@ KINDS = {
     "a100 80gb": "A100-80GB",
     "a100": "A100-40GB",
     "l40s": "L40S",
+    "l40": "L40",
     "nvidia l4": "L4",
     "rtx 4090": "RTX4090",
     "tpu v4": "TPU-v4",

@@ -9,6 +9,7 @@ meets SHARE of the device's memory.
 
 import logging
 import math
+from pathlib import PurePath
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,19 @@ import jax
 from av_mae import flops, peaks, program
 
 log = logging.getLogger(__name__)
+
+CLIPS = {
+    "audioset": 1_857_210,
+    "audioset500k": 508_994,
+    "vggsound": 172_427,
+    "ucf101": 9_537,
+    "kinetics400": 240_000,
+    "ssv2": 168_913,
+    "epic-kitchens-100": 67_217,
+    "digits": 4_000,
+}
+"""Training clips by the last name of `data.dir`, as published (VideoMAE says "around
+240k" of Kinetics); of digits those that `python -m data.digits` makes."""
 
 SHARE = 0.9
 """Of a device's memory that a run may fill; XLA and the driver need the rest."""
@@ -83,6 +97,12 @@ def make(config, num_clips: int = 0) -> Plan:
     return Plan(found[size], a - per_clip * size / devices, per_clip, devices)
 
 
+def clips_of(config) -> int:
+    """Training clips that the config takes of its data set; 0 where none is known."""
+    known = CLIPS.get(PurePath(config.data.dir).name, 0)
+    return min(known, config.data.limit) if config.data.limit else known
+
+
 def days(seconds: float | int) -> str:
     """2.5 days, 3.1 hours or 40 minutes."""
     for unit, size in (("days", 86400), ("hours", 3600)):
@@ -136,12 +156,14 @@ def lines(config, plan: Plan, num_clips: int, names) -> list[str]:
 def dry_run(config, num_clips: int = 0, device: str = ""):
     """Logs the plan of a run, for `device`, else the present one, else a few.
 
-    num_clips: of the training split, 0 where it is not known. Raises ConfigError for
+    num_clips: of the training split, 0 where the data set is not there: then as many as
+    were published. Raises ConfigError for
     what `train` would refuse, and for a device that the table does not have.
     """
     names = [device] if device else [here()] if here() else DEFAULT
     for name in names:
         peaks.named(name)
+    num_clips = num_clips or clips_of(config)
     for line in lines(config, make(config, num_clips), num_clips, names):
         log.info("%s", line)
 

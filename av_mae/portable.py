@@ -24,6 +24,7 @@ from flax import traverse_util
 from av_mae import (
     CheckpointError,
     classifier,
+    evaluation,
     finetune,
     inputs,
     optim,
@@ -82,12 +83,13 @@ def function(config, params) -> Callable[[Arrays, Arrays], dict]:
 
 def _logits(config, model):
     predict = finetune.make_predict(config, model, missing=True)
+    average, kind = evaluation.AVERAGES[config.eval.average], config.objective.kind
 
     def one(params, batch):
         logits, present, *_ = predict(params, batch, jax.random.key(0), False)
         found = classifier.combine(logits, present)
         heads = found if isinstance(found, Mapping) else {"logits": found}
-        return {head: x.mean(axis=0)[None] for head, x in heads.items()}
+        return {head: average(x[None], kind) for head, x in heads.items()}
 
     return one
 

@@ -133,6 +133,16 @@ def modalities_of(text: str) -> tuple[str, ...]:
     return names
 
 
+def seconds_of(text: str) -> float:
+    """The number of `--windows SECONDS`; for argparse."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of seconds: give the clips before --windows"
+        ) from error
+
+
 def parse(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m av_mae.predict",
@@ -146,7 +156,7 @@ def parse(argv=None) -> argparse.Namespace:
     modalities = "use these alone, as in rgb,spectrogram"
     parser.add_argument("--modalities", type=modalities_of, help=modalities)
     windows = "tell windows, one each SECONDS (default: as long as a window)"
-    optional = dict(nargs="?", type=float, const=0.0, metavar="SECONDS")
+    optional = dict(nargs="?", type=seconds_of, const=0.0, metavar="SECONDS")
     parser.add_argument("--windows", help=windows, **optional)
     ways = parser.add_mutually_exclusive_group()
     for name in FORMATS[1:]:

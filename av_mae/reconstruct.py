@@ -30,7 +30,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from av_mae import UserError, api, commandline, masking, visualise
+from av_mae import UserError, api, commandline, masking, pretrain, visualise
 from av_mae.reconstruction import Reconstruction
 from data import DataError
 
@@ -66,9 +66,10 @@ def masks_for(model: api.Model, kind: str) -> dict[str, str]:
 
     Raises UserError where none does.
     """
-    found = {m: kind for m in model.modalities if kind in masking.KINDS[m]}
+    masked = pretrain.masked(model.config)
+    found = {m: kind for m in masked if kind in masking.KINDS[m]}
     if not found:
-        known = ", ".join(model.modalities)
+        known = ", ".join(masked)
         raise UserError(f"--mask {kind} is for neither of {known}: choose another.")
     return found
 
@@ -80,7 +81,9 @@ def reconstruct(given: argparse.Namespace) -> list[Shown]:
     for path, name in zip(given.checkpoints, names, strict=True):
         model = api.load(path, given.weights)
         ratios = {"rgb": given.ratio_rgb, "spectrogram": given.ratio_spectrogram}
-        ratio = {m: r for m, r in ratios.items() if r and m in model.modalities}
+        model.check_autoencoder()
+        masked = pretrain.masked(model.config)
+        ratio = {m: r for m, r in ratios.items() if r is not None and m in masked}
         found = model.reconstruct(
             given.clip,
             ratio=ratio,
@@ -325,13 +328,15 @@ def errors(found: Reconstruction) -> dict:
 def caption_of(shown: list[Shown], clip: str) -> str:
     """What was shown, and how standardised targets were undone."""
     lines = [Path(clip).name]
-    told = {m: s for x in shown for m, s in x.found.statistics.items()}
-    for kind in dict.fromkeys(told.values()):
-        if STATISTICS[kind]:
-            where = " and ".join(m for m, s in told.items() if s == kind)
-            lines.append(
-                f"{where}: standardised targets undone by the {STATISTICS[kind]}"
-            )
+    for x in shown:
+        told = x.found.statistics
+        for kind in dict.fromkeys(told.values()):
+            if STATISTICS[kind]:
+                where = " and ".join(m for m, s in told.items() if s == kind)
+                where = f"{x.name}, {where}" if len(shown) > 1 else where
+                lines.append(
+                    f"{where}: standardised targets undone by the {STATISTICS[kind]}"
+                )
     return "\n".join(lines)
 
 

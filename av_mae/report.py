@@ -66,10 +66,7 @@ class Run:
 def open_run(folder: Path, name: str) -> Run:
     """A run's workdir; UserError where there is neither checkpoint nor metrics."""
     _, config, meta = checkpoints.load(folder)
-    file, rows = folder / loop.METRICS, []
-    if file.is_file():
-        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    return Run(name, folder, config, meta, rows)
+    return Run(name, folder, config, meta, loop.read_metrics(folder))
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
@@ -152,7 +149,7 @@ def data_of(name: str, info: Mapping[str, Any]) -> str:
     """What a prepared data set's dataset.json says, with "n of N present"."""
     splits = info.get("splits", {})
     total = sum(counts["clips"] for counts in splits.values())
-    listed = info.get("listed") or {}
+    listed = {name: x["listed"] for name, x in splits.items() if "listed" in x}
     wanted = sum(listed.values()) or info.get("settings", {}).get("clips", total)
     labels = info.get("labels") or []
     kinds = labels.values() if isinstance(labels, Mapping) else [labels]
@@ -180,12 +177,13 @@ def answers(run: Run, model: api.Model) -> str:
     config = model.config
     dataset = datasets.split(config, config.eval.split)
     found = mistakes.answers(model, dataset, config.eval.batch_size)
-    return mistakes_of(run.name, config.eval.split, found)
+    return mistakes_of(run.name, config.eval.split, found, config.eval.corruption)
 
 
-def mistakes_of(name: str, split: str, found: mistakes.Answers) -> str:
-    """The same, of answers."""
-    pieces = [page.heading(f"{name}: {len(found.ids)} clips of {split}")]
+def mistakes_of(name: str, split: str, found: mistakes.Answers, damage="") -> str:
+    """The same, of answers; damage: `eval.corruption`, by which clips were degraded."""
+    words = f"{name}: {len(found.ids)} clips of {split}"
+    pieces = [page.heading(f"{words}, degraded: {damage}" if damage else words)]
     if not found.several:
         table = mistakes.confusion(found)
         right = float(np.trace(table) / max(table.sum(), 1))
@@ -223,11 +221,12 @@ def clips_of(config, count: int, rate: int) -> list[Clip]:
 
 def reconstructions(run: Run, model: api.Model, count: int = EXAMPLES) -> str:
     """Clips of the evaluation split, masked and reconstructed, to look at and hear."""
-    clips = clips_of(model.config, count, model.sample_rate)
-    return "".join(
-        reconstruction_of(f"{run.name}: {clip.path}", model.reconstruct(clip))
-        for clip in clips
-    )
+    pieces = []
+    for clip in clips_of(model.config, count, model.sample_rate):
+        name = f"{run.name}: {clip.path}"
+        look = lambda n=name, c=clip: reconstruction_of(n, model.reconstruct(c))
+        pieces.append(_attempt(name, look))
+    return "".join(pieces)
 
 
 def reconstruction_of(name: str, found) -> str:
@@ -272,11 +271,12 @@ def make(folders: Sequence[Path], title: str = "") -> str:
         model = api.load(run.folder)
         if len({run.config["data"]["dir"]} - seen):
             seen.add(run.config["data"]["dir"])
-            data.append(_attempt(run, lambda m=model: _data(m)))
+            data.append(_attempt(run.name, lambda m=model: _data(m)))
         if model.config.trainer == "pretrain":
-            shown.append(_attempt(run, lambda r=run, m=model: reconstructions(r, m)))
+            look = lambda r=run, m=model: reconstructions(r, m)
+            shown.append(_attempt(run.name, look))
         else:
-            wrong.append(_attempt(run, lambda r=run, m=model: answers(r, m)))
+            wrong.append(_attempt(run.name, lambda r=run, m=model: answers(r, m)))
     sections = {
         "Curves": curves(runs),
         "Reconstructions": "".join(shown),
@@ -294,12 +294,12 @@ def _data(model: api.Model) -> str:
     return data_of(config.data.dir, dataset.info)
 
 
-def _attempt(run: Run, part) -> str:
+def _attempt(name: str, part) -> str:
     """The part, or a sentence on why it is not there."""
     try:
         return part()
     except (UserError, DataError, OSError) as error:
-        return page.note(f"{run.name}: {error}")
+        return page.note(f"{name}: {error}")
 
 
 def main(argv=None):

@@ -6,8 +6,9 @@
 
 Each classifier is evaluated on its own `eval.split` with `eval.corruption` KIND:LEVEL
 (av_mae/corruption.py says what a level means), as a whole and with only picture or only
-sound, the other missing. OUT gets robustness.md, robustness.json and an SVG for each
-kind; what is in the JSON already is not evaluated again.
+sound, the other missing (AV-MaskEnhancer's never without picture). OUT gets
+robustness.md, robustness.json and an SVG for each kind; what is in the JSON already is
+not evaluated again.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from av_mae import (
     datasets,
     finetune,
     report,
+    representation,
 )
 from data import DataError
 
@@ -57,10 +59,13 @@ class Subject:
         return f"{self.folder} step {self.step} {corruption or 'clean'}"
 
 
-def subsets(modalities: Sequence[str]) -> tuple[str, ...]:
-    """Each modality alone, and all, as `eval.modalities` names them."""
-    alone = tuple(modalities)
-    return (*alone, "+".join(alone)) if len(alone) > 1 else alone
+def subsets(config) -> tuple[str, ...]:
+    """For `eval.modalities`: each modality that is enough for the model, and all."""
+    alone = tuple(config.modalities)
+    if len(alone) == 1:
+        return alone
+    known = representation.known(config)
+    return (*(m for m in alone if m in known), "+".join(alone))
 
 
 def levels_of(kinds: Sequence[str], given: Sequence[str]) -> dict[str, tuple]:
@@ -88,7 +93,7 @@ def evaluate(folder: Path, corruptions: Sequence[str], data: str = ""):
         raise ConfigError(f"{folder} is an autoencoder: only classifiers are tested.")
     if data:
         config.data.dir = data
-    config.eval.modalities = names = subsets(config.modalities)
+    config.eval.modalities = names = subsets(config)
     dataset = datasets.split(config, config.eval.split)
     for corruption in corruptions:
         config.eval.corruption = corruption

@@ -5,6 +5,7 @@ writes numbers, pictures and checkpoints, and watches for bad numbers and pre-em
 """
 
 import contextlib
+import functools
 import json
 import logging
 import re
@@ -47,8 +48,18 @@ class Run:
     `caveats` (sentences that belong beside the run's numbers).
     """
 
-    def __init__(self, config, meta: dict, workdir: Path, ids: Sequence[str] = ()):
+    def __init__(
+        self,
+        config,
+        meta: dict,
+        workdir: Path,
+        ids: Sequence[str] = (),
+        devices: int = 1,
+    ):
         self.config = config
+        self._use = functools.partial(
+            flops.utilisation, config, devices=devices, classes=_classes(meta)
+        )
         self.workdir = Path(workdir)
         self.checkpoints = checkpoints.Checkpoints(
             workdir,
@@ -166,7 +177,7 @@ class Run:
         self.check()
         step, numbers = self._newest
         timing, bad = clock.report(step), loop.not_finite(numbers)
-        timing |= flops.utilisation(self.config, timing["clips_per_second"])
+        timing |= self._use(timing["clips_per_second"])
         written = {name: x for name, x in numbers.items() if name not in bad}
         self.writer.write(step, {**written, **timing})
         each = {
@@ -220,7 +231,7 @@ def start(
     """A run that is ready to train; `source` maps first params to init_from's."""
     first, abstract = update.initial(init_params, tx, config.seed, mesh, options)
     train = data["train"]
-    run = Run(config, meta_of(config, train), workdir, train.ids)
+    run = Run(config, meta_of(config, train), workdir, train.ids, mesh.size)
     try:
         run.begin(first, abstract, source)
     except BaseException:
@@ -273,6 +284,14 @@ def meta_of(config, dataset) -> dict:
         "dataset_checksum": dataset.checksum,
         "provenance": loop.provenance(),
     }
+
+
+def _classes(meta: Mapping[str, Any]):
+    """The number of classes, {head: number}; None where the data set names none."""
+    labels = meta["labels"]
+    if isinstance(labels, Mapping):
+        return {head: len(names) for head, names in labels.items()}
+    return len(labels) or None
 
 
 def config_json(config) -> str:

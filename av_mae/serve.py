@@ -12,8 +12,11 @@ length, and is looked at before any model sees it; files are removed after a day
 
 import argparse
 import dataclasses
+import os
+import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +102,10 @@ class Desk:
         return model.read(check(path, self.limits), None, self.limits.seconds)
 
     def _new(self) -> Path:
+        """A folder for the files of one answer; those of yesterday are removed."""
+        for path in self.folder.iterdir():
+            if time.time() - path.stat().st_mtime > DAY:
+                shutil.rmtree(path, ignore_errors=True)
         return Path(tempfile.mkdtemp(dir=self.folder))
 
 
@@ -148,6 +155,7 @@ def page(desk: Desk):
 
 def library() -> Any:
     """Gradio; UserError where it is not installed."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # all stays here
     try:
         import gradio
     except ImportError as error:

@@ -18,7 +18,7 @@ two at a time, each on its share of the processors. What is finished is not done
 give the command once more to go on. The table is in WORKDIR/table.md and table.json:
 mean and 95 % interval over the seeds, and the differences, paired by seed, to the first
 value of the first `--grid`. A cell that its config refuses, as a combination may not
-exist, stands there as failed.
+exist, stands there as failed, and is tried again the next time.
 """
 
 import argparse
@@ -129,12 +129,17 @@ def name(point: Settings) -> str:
     return re.sub(r"[^\w.=,+-]", "_", text) or "all"
 
 
+class Refused(UserError):
+    """The sentence by which a training refused its config."""
+
+
 class Trainings:
     """Runs, each in a process of its own, each made once."""
 
     def __init__(self, workdir: Path):
         self.workdir = workdir
         self._children: set[subprocess.Popen] = set()
+        self._refused: dict[Run, str] = {}
         self._locks: dict[Run, threading.Lock] = {}
         self._stopped = False
 
@@ -151,10 +156,19 @@ class Trainings:
         return result
 
     def finish(self, run: Run) -> dict:
-        """What evaluation gave; waits where another thread makes the same run."""
+        """What evaluation gave; waits where another thread makes the same run.
+
+        A config that was refused is kept until the command ends, and tried again then.
+        """
+        make = lambda: {"command": run.command(), "result": self._train(run)}
         with self._locks.setdefault(run, threading.Lock()):
-            make = lambda: {"command": run.command(), "result": self._train(run)}
-            found = parts.Parts(run.folder).make("result", make)
+            if run not in self._refused:
+                try:
+                    found = parts.Parts(run.folder).make("result", make)
+                except Refused as error:
+                    self._refused[run] = str(error)
+        if run in self._refused:
+            return {"failed": self._refused[run]}
         if found["command"] != run.command():
             raise UserError(
                 f"{run.folder} holds a run of another command: give another "
@@ -184,7 +198,7 @@ class Trainings:
         if "stopped by SIGTERM after step" in log or code < 0:
             raise TrainingError(f"{run.folder} was stopped: give the command again.")
         if code == 2:  # a sentence for the user: the combination does not exist
-            return {"failed": log.strip().splitlines()[-1].removeprefix("error: ")}
+            raise Refused(log.strip().splitlines()[-1].removeprefix("error: "))
         if code:
             raise TrainingError(f"the run failed: read {path}.")
         return evaluation(run.folder)
@@ -216,8 +230,7 @@ def _caching(folder: Path) -> dict[str, str]:
 
 def evaluation(folder: Path) -> dict[str, float]:
     """The numbers of a run's last evaluation, without the `eval/` before them."""
-    lines = (folder / loop.METRICS).read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if any("eval/" in k for k in row)]
+    rows = [row for row in loop.read_metrics(folder) if any("eval/" in k for k in row)]
     if not rows:
         raise TrainingError(f"{folder} holds no evaluation: see eval.every_epochs.")
     return {
@@ -383,7 +396,7 @@ def main(argv=None):
     parser.add_argument("--grid", action="append", default=[], metavar="FIELD=A,B")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each point")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/sweep"))
     given, rest = parser.parse_known_args(argv)
     commandline.quiet_libraries()
     try:

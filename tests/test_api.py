@@ -270,6 +270,25 @@ def test_attention_is_shared_out(folder, classifier, autoencoder):
     assert abs(sum(found.shares().values()) - 1) < 1e-5
 
 
+def test_windows_and_lists_of_what_has_one_clip(folder, autoencoder):
+    """Of windows and lists each is what it is alone."""
+    path = folder / "tone.mp4"
+    seconds = autoencoder.window_seconds
+    starts = [window.start for window in autoencoder.windows(path, 0.4)]
+    assert len(starts) > 1
+    for call, part in (
+        (autoencoder.attention, lambda x: x.rollout["joint"]["rgb"]),
+        (autoencoder.reconstruct, lambda x: x.errors["rgb"]),
+    ):
+        windows, (alone,) = call(path, every=0.4), call([path])
+        np.testing.assert_array_equal(part(alone), part(call(path)))
+        cuts = [autoencoder.read(path).cut(x, x + seconds) for x in starts]
+        for window, cut in zip(windows, cuts, strict=True):
+            np.testing.assert_allclose(part(window), part(call(cut)), atol=1e-5)
+        (several,) = call([path], every=0.4)
+        np.testing.assert_array_equal(part(several[0]), part(windows[0]))
+
+
 def test_trainers_are_told_apart(folder, classifier, autoencoder):
     assert type(autoencoder.module).__name__ == "Autoencoder"
     for call in (lambda: autoencoder.logits({}), lambda: autoencoder.predict("x.mp4")):

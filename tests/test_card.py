@@ -3,7 +3,6 @@
 import json
 import re
 
-import pytest
 from synthetic import config
 
 from av_mae import card
@@ -33,8 +32,19 @@ def test_recipe_data_and_results_are_the_runs():
     ):
         assert line in text.splitlines(), line
     assert "1.5 M parameters" in text and "which of 2 classes" in text
-    assert "8 frames of 64 × 64 pixels, every 3th of 25 a second" in text
+    assert "8 frames of 64 × 64 pixels, one in 3 of 25 a second" in text
     assert 'model.predict("clip.mp4")' in text
+
+
+def test_the_paper_is_that_of_the_kind_of_model():
+    papers = {
+        ("digits/finetune", ""): "Georgescu et al. 2023",
+        ("digits/finetune", "video"): "Tong et al. 2022, VideoMAE",
+        ("digits/finetune", "audio"): "Georgescu et al. 2023",
+        ("ucf101/avmaskenhancer_finetune", ""): "Diao et al. 2023, AV-MaskEnhancer",
+    }
+    for (name, arg), paper in papers.items():
+        assert f"After {paper}" in card.text(config(name, arg), META, {}, 1)
 
 
 def test_a_pretraining_tells_its_masks():
@@ -80,5 +90,10 @@ def test_results_are_those_of_the_last_evaluation(tmp_path):
     rows = [{"step": 1, "eval/top_1": 0.1}, {"step": 2, "eval/top_1": 0.2}]
     rows.append({"step": 3, "loss": 1.0})
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "metrics.jsonl").write_text(text)
-    assert card.results_of(tmp_path) == {"eval/top_1": pytest.approx(0.2)}
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 4, "eval/to')  # a kill
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2):
+        (folder / str(step) / "state").mkdir(parents=True)
+    for path in (tmp_path, folder, folder / "2"):
+        assert card.results_of(path) == {"eval/top_1": 0.2}
+    assert card.results_of(folder / "1") == {"eval/top_1": 0.1}

@@ -161,8 +161,24 @@ def test_only_what_is_wanted_known_and_there_is_used(folder):
         clips.Rows(config, 16000).of(tone, ("rgb", "spectrogram"))
     with pytest.raises(ConfigError, match="44100 Hz, the model hears 16000"):
         rows.of(dataclasses.replace(tone, sample_rate=44100))
-    with pytest.raises(ConfigError, match="5 frames a second, the model saw 25"):
-        rows.of(clips.read_clip(folder / "tone.mp4", fps=5.0))
+
+
+def test_a_clip_at_another_rate_is_seen_at_the_models(folder):
+    """By the frames nearest in time; data at any rate are taken as they are."""
+    config = toy_models.config("finetune")
+    clip = clips.read_clip(folder / "long.mp4")
+    rows, twice = clips.Rows(config, 16000), np.repeat(clip.frames, 2, axis=0)
+    double = dataclasses.replace(clip, frames=twice, fps=50.0)
+    for key, value in rows.of(clip).items():
+        np.testing.assert_array_equal(rows.of(double)[key], value)
+    for ours, theirs in zip(rows.views(double), rows.views(clip), strict=True):
+        np.testing.assert_allclose(ours.frames, theirs.frames)
+    numbers = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones(3, np.uint8)
+    six = clips.Clip(numbers, 6.0, None)
+    assert six.at(4.0).frames[:, 0, 0, 0].tolist() == [0, 2, 3, 5]
+    assert six.at(12.0).frames[:, 0, 0, 0].tolist() == [*range(6), 5]
+    config.data.prepared.fps = "source"
+    assert (clips.Rows(config, 16000).of(double)["rgb"] != rows.of(clip)["rgb"]).any()
 
 
 def test_files_and_folders_are_listed_with_ids_and_labels(tmp_path):

@@ -24,6 +24,8 @@ def test_both_splits_with_the_labels_that_the_loss_wants(opened):
     both = ("rgb", "spectrogram")
     assert list(datasets.load(settings)) == ["train", "eval"]
     assert opened == [("train", "class", both), ("test", "class", both)]
+    settings.mode = "eval"  # needs no training split
+    assert list(datasets.load(settings)) == ["eval"] and opened.pop() == opened[1]
     settings.objective.kind = "sigmoid"
     datasets.split(settings, "test")
     settings.model.label_heads = (("verb", 0), ("noun", 0))

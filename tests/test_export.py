@@ -118,6 +118,20 @@ def test_moving_averages_are_exported_where_asked_for(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found, ema)
 
 
+def test_a_published_folder_is_exported_too(tmp_path):
+    """As our own: what `safetensors` wrote, again, with the names of the classes."""
+    config = settings("finetune")
+    params = parameters(config)
+    export.export(
+        write(tmp_path / "run", config, params), "safetensors", tmp_path / "a"
+    )
+    export.export(tmp_path / "a", "safetensors", tmp_path / "b")
+    one, other = importers.read(tmp_path / "a"), importers.read(tmp_path / "b")
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    assert one.config == other.config and one.labels == other.labels
+    assert "left no evaluation" in (tmp_path / "b" / "README.md").read_text()
+
+
 def test_the_command_tells_errors_in_a_sentence(tmp_path, capsys):
     arguments = [str(tmp_path / "none"), "--to", "safetensors", "--out", "x"]
     with pytest.raises(SystemExit) as stop:

@@ -1,9 +1,13 @@
 """Features of a set are those of each clip; a modality alone hears nothing else."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
+import toy_models
 from synthetic import Dataset, quick, tiny
+from synthetic import config as config_of
 
 from av_mae import UserError, api, extract, featureset, pretrain
 
@@ -40,6 +44,17 @@ def test_order_labels_and_what_clips_have(found):
     np.testing.assert_array_equal(found.has["spectrogram"], np.arange(6) != 2)
     assert found.has["rgb+spectrogram"].all()
     assert all(x.shape == (6, 16) for x in found.features.values())
+
+
+def test_what_is_only_heard_has_features_of_the_last_layer():
+    """AV-MaskEnhancer: its sound goes through no layer of the encoder."""
+    config = config_of("ucf101/avmaskenhancer_pretrain", "concat,smoke")
+    init = functools.partial(pretrain.init, config, pretrain.build(config))
+    model = api.Model(config, toy_models.random_params(init), [])
+    last = featureset.compute(model, Dataset(config, num_clips=2), 2)
+    assert list(last.features) == ["rgb", "spectrogram", "rgb+spectrogram"]
+    first = featureset.compute(model, Dataset(config, num_clips=2), 2, layer=0)
+    assert list(first.features) == ["rgb"]
 
 
 def test_a_modality_alone_does_not_know_the_other(model, found):

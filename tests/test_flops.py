@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 import synthetic
 
-from av_mae import finetune, flops, fusion, inputs, pretrain
+from av_mae import finetune, flops, fusion, inputs, pretrain, probe, update
 from av_mae.importers import videomae
 
 # Multiply-adds of one view, 16 × 224², as published for VideoMAE (400 classes).
@@ -139,6 +139,9 @@ FINETUNING = {
     ),
     "early": dict(model__fusion="early"),
     "separate": dict(model__fusion="separate", model__representation=8),
+    "linear": dict(probe="linear"),
+    "attentive": dict(probe="attentive"),
+    "attentive, one modality": dict(probe="attentive", modalities=("rgb",)),
 }
 
 
@@ -202,10 +205,17 @@ def test_xla_counts_the_same():
     assert xla(run, *arguments) == pytest.approx(ours, rel=0.05)
 
 
-def test_xla_counts_the_same_backward():
-    config = wide("digits/finetune", modalities=("rgb",), model__depth=1)
+@pytest.mark.parametrize("kind", ["full", "attentive", "linear"])
+def test_xla_counts_the_same_backward(kind):
+    """Of a probe no gradient goes into the encoder, which is computed all the same."""
+    config = wide("digits/finetune", modalities=("rgb",), model__depth=1, probe=kind)
     config.model.classes = 5
-    run, arguments = program(config, True)
-    loss = lambda *arguments: run(*arguments)[0]["rgb"].sum()
-    found = xla(jax.grad(loss), *arguments)
+    run, (params, *rest) = program(config, True)
+    learns = update.part(params, probe.TRAINED[kind])
+
+    def loss(learns, params, *rest):
+        found, _ = run(update.replaced(params, learns), *rest)
+        return sum(x.sum() for x in found[0].values())
+
+    found = xla(jax.grad(loss), learns, params, *rest)
     assert found == pytest.approx(flops.training(config), rel=0.05)

@@ -201,7 +201,8 @@ def test_digits_smoke(tmp_path):
     clips, data = tmp_path / "digits_clips", tmp_path / "digits"
     counts = ("--train", 40, "--test", 20, "--jobs", 2)
     toy.run("-m", "data.digits", "--out", clips, *counts)
-    toy.run("-m", "data.prepare", clips / "clips.csv", "--out", data)
+    side = "--short-side=source"
+    text = toy.run("-m", "data.prepare", clips / "clips.csv", "--out", data, side)
     pretrained, finetuned = tmp_path / "pretrain", tmp_path / "finetune"
     check_run(smoke("digits/pretrain", data, pretrained), pretrained)
     options = (f"--config.init_from.checkpoint_path={pretrained}",)

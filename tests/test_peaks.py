@@ -15,6 +15,8 @@ from av_mae import ConfigError, flops, peaks
         ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
         ("NVIDIA L4", "L4"),
         ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L40", "L40"),
+        ("NVIDIA GH200 480GB", "GH200"),
         ("TPU v5 lite", "TPU-v5e"),
         ("TPU v5p", "TPU-v5p"),
         ("TPU v6 lite", "TPU-v6e"),
@@ -53,9 +55,11 @@ def test_use_in_the_training_log(monkeypatch):
     import synthetic
 
     config = synthetic.tiny("digits/pretrain", compute__dtype="bfloat16")
-    assert flops.utilisation(config, 100.0) == {}
+    assert flops.utilisation(config, 100.0, 1) == {}
     one = [SimpleNamespace(device_kind="NVIDIA H200")]
     monkeypatch.setattr(jax, "devices", lambda: one)
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
-    found = flops.utilisation(config, 100.0)["mfu"]
+    found = flops.utilisation(config, 100.0, 8)["mfu"]
     assert found == pytest.approx(100 * flops.training(config) / (8 * 989e12))
+    config = synthetic.tiny("digits/finetune", compute__dtype="bfloat16")
+    found = flops.utilisation(config, 100.0, 1, {"verb": 3, "noun": 4})["mfu"]
+    assert found == pytest.approx(100 * flops.training(config, 7) / 989e12)

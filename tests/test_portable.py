@@ -47,8 +47,12 @@ def saved(tmp_path, trainer: str, **fields):
 
 @pytest.mark.slow
 def test_stablehlo_gives_the_models_logits(tmp_path):
-    """Bytes in, logits out, by jax.export alone; of 5 clips and two views."""
-    workdir, model = saved(tmp_path, "finetune", data__views=2)
+    """Bytes in, logits out, by jax.export alone; of 5 clips and two views.
+
+    The views are averaged as the config says.
+    """
+    fields = dict(data__views=2, eval__average="probabilities")
+    workdir, model = saved(tmp_path, "finetune", **fields)
     out = tmp_path / "out"
     assert export.export(workdir, "stablehlo", out, licence="MIT") == []
     program = jax.export.deserialize(bytearray((out / "model.stablehlo").read_bytes()))

@@ -68,6 +68,9 @@ def test_where_nothing_can_be_done(place, capsys):
     with pytest.raises(SystemExit, match="2"):
         predict.main([str(place / "run"), bad, "--modalities", "video"])
     assert "video is none of rgb, spectrogram" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        predict.main([str(place / "run"), "--windows", bad])
+    assert "give the clips before --windows" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import toy
 import toy_models
 from PIL import Image
 
-from av_mae import clips, reconstruct
+from av_mae import UserError, api, clips, reconstruct
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -79,6 +79,20 @@ def test_statistics_are_labelled_in_the_picture():
     assert caption["visible"][1].endswith("statistics of the visible patches")
     assert "TRUE statistics of the masked patches (oracle)" in caption["oracle"][1]
     assert all(lines[1].startswith("rgb: standardised") for lines in caption.values())
+    # Of several each is told, whatever the others are.
+    raw = type("Found", (), {"statistics": {"rgb": "none", "spectrogram": "none"}})
+    shown = [reconstruct.Shown("a", found, 5.0), reconstruct.Shown("b", raw, 5.0)]
+    lines = reconstruct.caption_of(shown, "clip.mp4").splitlines()
+    assert len(lines) == 2 and lines[1].startswith("a, rgb: standardised")
+
+
+def test_masks_are_for_what_is_masked():
+    """AV-MaskEnhancer hears the sound as it is."""
+    config = synthetic.config("ucf101/avmaskenhancer_pretrain", "smoke")
+    model = api.Model(config, {}, [])
+    assert reconstruct.masks_for(model, "random") == {"rgb": "random"}
+    with pytest.raises(UserError, match="--mask time is for neither of rgb"):
+        reconstruct.masks_for(model, "time")
 
 
 def test_sound_is_put_where_it_belongs():

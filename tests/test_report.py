@@ -45,14 +45,17 @@ def test_names_tell_runs_apart():
 
 
 def test_how_many_clips_are_present():
+    train = {"clips": 8, "hours": 0.5, "failed": 1}
     info = {
-        "splits": {"train": {"clips": 8, "hours": 0.5, "failed": 1}},
+        "splits": {"train": train},
         "settings": {"clips": 9},
         "labels": ["a", "b"],
     }
     assert "sets/x: 8 of 9 clips present, 2 classes." in report.data_of("sets/x", info)
-    text = report.data_of("x", info | {"listed": {"train": 10, "test": 5}})
-    assert "8 of 15 clips present" in text and "<td>8 of 10</td>" in text
+    test = {"clips": 5, "hours": 0.5, "failed": 0, "listed": 5}
+    splits = {"train": train | {"listed": 10}, "test": test}
+    text = report.data_of("x", info | {"splits": splits})
+    assert "13 of 15 clips present" in text and "<td>8 of 10</td>" in text
 
 
 def test_mistakes_name_classes_and_clips_as_text():

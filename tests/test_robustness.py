@@ -5,8 +5,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import synthetic
 
-from av_mae import ConfigError, corruption, robustness
+from av_mae import ConfigError, corruption, finetune, robustness
 from av_mae.robustness import Subject
 
 BOTH = ("rgb", "spectrogram", "rgb+spectrogram")
@@ -50,8 +51,14 @@ def test_levels_may_be_given_and_wrong_ones_are_told():
 
 
 def test_subsets_are_each_alone_and_all():
-    assert robustness.subsets(["rgb", "spectrogram"]) == BOTH
-    assert robustness.subsets(["rgb"]) == ("rgb",)
+    config = synthetic.config("digits/finetune")
+    assert robustness.subsets(config) == BOTH
+    config.modalities = ("rgb",)
+    assert robustness.subsets(config) == ("rgb",)
+    config = synthetic.config("ucf101/avmaskenhancer_finetune")  # classifies pictures
+    assert robustness.subsets(config) == ("rgb", "rgb+spectrogram")
+    config.eval.modalities = robustness.subsets(config)
+    finetune.check(config)
     found = {"eval/top_1": 0.5, "eval/rgb/top_1": 0.25, "eval/rgb/ema/top_1": 0.1}
     assert robustness._numbers(found, "rgb", 3) == {"top_1": 0.25}
     assert robustness._numbers(found, "rgb", 1) == {"top_1": 0.5}

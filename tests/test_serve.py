@@ -1,9 +1,11 @@
 """The local page: what it takes, what its functions give, and that it starts."""
 
 import importlib.util
+import os
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 
 import pytest
@@ -52,6 +54,15 @@ def test_without_models_or_gradio_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match=r'pip install -e ".\[serve\]"'):
         serve.library()
+
+
+def test_files_of_yesterday_are_removed(tmp_path):
+    desk = serve.Desk(None, None, serve.Limits(), tmp_path)
+    old, new = desk._new(), desk._new()
+    (old / "film.mp4").write_text("x")
+    os.utime(old, (0, time.time() - serve.DAY - 60))
+    latest = desk._new()
+    assert set(tmp_path.iterdir()) == {new, latest}
 
 
 @pytest.mark.slow

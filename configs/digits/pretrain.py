@@ -1,7 +1,8 @@
 """Pretraining on the built-in digits: minutes on two CPU cores.
 
     python -m data.digits --out datasets/digits_clips
-    python -m data.prepare datasets/digits_clips/clips.csv --out datasets/digits
+    python -m data.prepare datasets/digits_clips/clips.csv --out datasets/digits \
+        --short-side source
     python -m av_mae.main --config=configs/digits/pretrain.py --workdir=runs/pretrain
 
 `make demo` does all of this. The result stands in the README. The encoder has no norms
@@ -12,7 +13,7 @@ with three quarters, 850 updates of noisy pictures do not get beyond the mean pi
 
 Variants: `:audio`, `:video`, one modality alone. `:inpaint`, each modality predicted
 from the other (Georgescu et al., ICCV 2023). `:running_cell`, half of the masked tokens
-of the picture decoded, by VideoMAE V2's running cells (Wang et al., CVPR 2023).
+of either decoded, by VideoMAE V2's running cells (Wang et al., CVPR 2023).
 `:cross`, mask tokens that attend to the encoded ones alone (CrossMAE, Fu et al. 2024).
 `:smoke` (`:cross,smoke`) is a run of seconds, for testing.
 """

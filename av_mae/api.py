@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 from av_mae import (
     ConfigError,
     UserError,
+    caveats,
     checkpoints,
     choose,
     classifier,
@@ -110,12 +111,14 @@ class Model:
 
     config: the whole config tree that it was trained by, or that its file implies;
     params: nested dict of numpy arrays; labels: the names of its classes, where known
-    ({head: names} with several heads).
+    ({head: names} with several heads); caveats: sentences that belong beside its
+    numbers.
     """
 
     config: ConfigDict
     params: dict[str, Any]
     labels: list[str] | dict[str, list[str]]
+    caveats: tuple[str, ...] = ()
 
     @functools.cached_property
     def module(self):
@@ -646,4 +649,5 @@ def load(path: Path | str, weights: str = "params") -> Model:
         found = importers.read(path)
         return Model(found.config, found.params, found.labels)
     params, config, meta = checkpoints.load(path, weights)
-    return Model(runs.config_of(config), params, meta["labels"])
+    said = tuple(caveats.of_meta(meta))
+    return Model(runs.config_of(config), params, meta["labels"], said)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from av_mae import checksums, loop, maskenhancer
+from av_mae import caveats, checksums, loop, maskenhancer
 
 CODE = """\
 ```python
@@ -61,7 +61,7 @@ def text(
         "## Intended use\n\n" + _intended(config, meta),
         "## Data\n\n" + _data(config, meta),
         "## Recipe\n\n" + _recipe(config, meta),
-        "## Results\n\n" + _results(config, results),
+        "## Results\n\n" + _results(config, results, caveats.of_meta(meta)),
         "## Licence\n\n" + _licence(licence),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -228,7 +228,7 @@ def _recipe(config, meta: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _results(config, results: Mapping[str, float]) -> str:
+def _results(config, results: Mapping[str, float], said: Sequence[str]) -> str:
     if not results:
         return "The run that these weights are from left no evaluation beside them."
     lines = [f"On {_plain(config.eval.split)}:", "", "| measure | value |", "|---|---|"]
@@ -236,6 +236,7 @@ def _results(config, results: Mapping[str, float]) -> str:
         f"| {_plain(name.removeprefix('eval/'))} | {value:.4g} |"
         for name, value in results.items()
     ]
+    lines += ["", *(f"- {_plain(sentence)}." for sentence in said)] if said else []
     return "\n".join(lines)
 
 

@@ -22,16 +22,21 @@ def text(sentences: Sequence[str]) -> str:
 
 
 def of_data(config, dataset, split: str) -> list[str]:
-    """A split that lacks clips that its list names.
+    """A split that lacks clips that its list names, and what else its `notes` say.
 
     `dataset.info["splits"][split]["listed"]` is how many clips the list names.
     """
-    said, counts = [], dataset.info.get("splits", {}).get(split, {})
+    said, counts = list(dataset.notes), dataset.info.get("splits", {}).get(split, {})
     listed, present = counts.get("listed") or 0, counts.get("clips", 0)
     if listed > present:
         said.append(
             f"{present} of {listed} listed clips present in {split} of "
             f"{config.data.dir}: numbers are of a part of it"
+        )
+    if config.data.limit and split == config.data.split == config.eval.split:
+        said.append(
+            f"{split} is cut to {config.data.limit} clips (data.limit), also where it "
+            "is evaluated"
         )
     return said
 
@@ -55,6 +60,14 @@ def of_fresh(fresh: Sequence[str], total: int, expected: Sequence[str]) -> list[
         return []
     shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
     return [f"{len(names)} of {total} parameters are not from the source: {shown}"]
+
+
+def of_unused(unused: Sequence[str], total: int) -> list[str]:
+    """Parameters of the source that nothing takes, but should."""
+    if not unused:
+        return []
+    shown = ", ".join(unused[:SHOWN]) + (", …" if len(unused) > SHOWN else "")
+    return [f"{len(unused)} of {total} parameters of the source are left out: {shown}"]
 
 
 def of_inputs(theirs, config) -> list[str]:

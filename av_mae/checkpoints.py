@@ -24,6 +24,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -49,7 +50,7 @@ FREE = re.compile(
     r"(mode|steps|epochs|dry_run|workdir|nonfinite)"
     r"|(log|eval|checkpoint|parallel)\..*"
     r"|compute\.(?!accumulate$).*"
-    r"|data\.(dir|threads|workers|cache)"
+    r"|data\.(dir|threads|workers|cache|skip_bad_records)"
     r"|init_from\.(allow_fresh|allow_unused)"
 )
 """Fields (dotted names) that may change when a run goes on: they alter neither the
@@ -101,10 +102,9 @@ class Checkpoints:
     def _refuse_other_experiment(self):
         for step in reversed(checksums.steps(self.folder)):
             folder = self.folder / str(step)
-            try:
-                config, meta = _read_json(folder, "config"), _read_json(folder, "meta")
-            except CheckpointError:
+            if checksums.verify(folder, parts=("config", "meta")):
                 continue  # a damaged or unfinished step: an older one will tell
+            config, meta = _read_json(folder, "config"), _read_json(folder, "meta")
             field = differing(config, self._config)
             if field:
                 raise CheckpointError(
@@ -400,12 +400,19 @@ def _read_json(folder: Path, item: str) -> dict[str, Any]:
 def differing(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     """The first field in which two configs are different experiments, with both
     values; '' if there is none. A field that only one of them has is not compared:
-    releases add fields."""
+    releases add fields. Numbers may differ by rounding: mean and deviation of the data,
+    measured on other devices."""
     old, new = _dotted(saved), _dotted(current)
     for name, value in old.items():
-        if name in new and new[name] != value and not FREE.fullmatch(name):
+        if name in new and not (_alike(new[name], value) or FREE.fullmatch(name)):
             return f"config.{name} is {new[name]!r}, there it is {value!r}"
     return ""
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-5)
+    return one == other
 
 
 def _dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

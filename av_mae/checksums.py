@@ -73,7 +73,7 @@ def _read_seal(path: Path | epath.Path) -> dict[str, Any] | None:
         body = json.loads(text)
         del body["seal"]
         return body if _sealed(body) == text else None
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -89,10 +89,13 @@ def missing(folder: Path | epath.Path) -> str:
     return ""
 
 
-def verify(folder: Path, share: tuple[int, int] = (0, 1)) -> str:
+def verify(
+    folder: Path, share: tuple[int, int] = (0, 1), parts: tuple[str, ...] = ()
+) -> str:
     """Why a step cannot be used, naming the file; '' if it is complete and undamaged.
 
-    share: (i, n) reads only every n-th file, from the i-th.
+    share: (i, n) reads only every n-th file, from the i-th; parts: only what lies in
+    these folders of the step, () for all.
     """
     if name := missing(folder):
         return f"it is unfinished (the run ended before {name} was written)."
@@ -105,16 +108,25 @@ def verify(folder: Path, share: tuple[int, int] = (0, 1)) -> str:
             return f"{name} is damaged."
         checksums.update(body["files"])
     for name in sorted(checksums)[share[0] :: share[1]]:
-        path, wanted = folder / name, checksums[name]
-        if not path.is_file():
-            return f"{name} is missing."
-        if path.stat().st_size != wanted["size"]:
-            return (
-                f"{name} is damaged ({path.stat().st_size} bytes instead of "
-                f"{wanted['size']})."
-            )
+        if parts and name.split("/")[0] not in parts:
+            continue
+        if problem := _problem(folder / name, checksums[name]):
+            return f"{name} {problem}"
+    return ""
+
+
+def _problem(path: Path, wanted: Mapping[str, Any]) -> str:
+    """What is wrong with a file of a step, '' if nothing is."""
+    if not path.is_file():
+        return "is missing."
+    try:
+        size = path.stat().st_size
+        if size != wanted["size"]:
+            return f"is damaged ({size} bytes instead of {wanted['size']})."
         if _sha256(path) != wanted["sha256"]:
-            return f"{name} is damaged (its SHA-256 is not what was written)."
+            return "is damaged (its SHA-256 is not what was written)."
+    except OSError as error:
+        return f"cannot be read ({error.strerror})."
     return ""
 
 

@@ -15,22 +15,25 @@ def load(config) -> dict[str, pipeline.Dataset]:
 
     Fills in statistics that the config asks of the data set.
     """
-    if "spectrogram" in config.modalities:
-        _statistics(config)
+    told = _statistics(config) if "spectrogram" in config.modalities else ""
     names = {"train": config.data.split, "eval": config.eval.split}
     roles = ("train", "eval") if config.mode == "train" else ("eval",)
-    return {role: split(config, names[role]) for role in roles}
+    found = {role: split(config, names[role]) for role in roles}
+    for dataset in found.values():
+        dataset.notes += [told] if told else []
+    return found
 
 
-def _statistics(config):
-    """Looks mean and deviation of log-mels up, or fixed ones over."""
-    sound = config.spectrogram
+def _statistics(config) -> str:
+    """Looks mean and deviation of log-mels up, or fixed ones over: what is wrong."""
+    sound, data = config.spectrogram, config.data
     if sound.normalise == "fixed":
-        stats.check_fixed(config)
+        return stats.check_fixed(config)
     if sound.normalise == "dataset":
-        where = config.data.dir, sound.preset, config.data.split, config.data.source
+        where = data.dir, sound.preset, data.split, data.source, data.skip_bad_records
         sound.mean, sound.std = stats.sound(*where)
         log.info("log-mel mean %.4f, deviation %.4f (data set)", sound.mean, sound.std)
+    return ""
 
 
 def split(config, name: str, label: str | None = None) -> pipeline.Dataset:

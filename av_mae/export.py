@@ -56,8 +56,8 @@ def export(
 ) -> list[str]:
     """Writes the folder `out`; returns sentences on what is not the same there.
 
-    checkpoint: ours, or what `importers.read` reads; to: a name of `LAYOUTS`; weights: `params`, or `ema` for their moving average;
-    licence: of the weights, for the card.
+    checkpoint: ours, or what `importers.read` reads; to: a name of `LAYOUTS`; weights:
+    `params`, or `ema` for their moving average; licence: of the weights, for the card.
     Raises CheckpointError if the checkpoint cannot be read or expressed in the layout.
     """
     if importers.find(checkpoint):

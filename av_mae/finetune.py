@@ -115,6 +115,7 @@ def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
     split, dataset = config.eval.split, data["eval"]
     weights, said, measures, put = _restored(config, dataset, workdir)
     said += caveats.of_evaluation(config, dataset, said)
+    runs.log_data(config, "eval", split, dataset)
     log.info("evaluating %s%s", workdir, caveats.text(said))
     results = evaluation.run(config, measures, weights, dataset, put)
     log.info("evaluation on %s: %s%s", split, runs.text(results), caveats.text(said))

@@ -19,7 +19,7 @@ import sys
 import numpy as np
 from jaxtyping import Float, Int
 
-from av_mae import UserError, api, commandline, datasets, featureset
+from av_mae import UserError, api, caveats, commandline, datasets, featureset
 from av_mae.featureset import FeatureSet, chunks, unit
 from data import DataError
 
@@ -122,7 +122,10 @@ def sets(given, splits: tuple[str, ...], label: str) -> list[FeatureSet]:
         model.config.data.dir = given.data
     found = []
     for split in splits:
-        dataset = datasets.split(model.config, getattr(given, split), label)
+        name = getattr(given, split)
+        dataset = datasets.split(model.config, name, label)
+        said = [*model.caveats, *caveats.of_data(model.config, dataset, name)]
+        print(caveats.text(said).lstrip("\n"), end="\n" * bool(said), file=sys.stderr)
         size = model.config.eval.batch_size
         found.append(featureset.compute(model, dataset, size, given.layer, given.pool))
     return found

@@ -445,10 +445,10 @@ def check_finite(
     )
     name, value = next(iter(bad.items()))
     raise TrainingError(
-        f"{name} is {value} at step {step}; {kept}: try a lower "
-        "schedule.learning_rate_per_256, compute.dtype=float32, "
-        "optimizer.clip_norm=1.0, or nonfinite=skip to leave such updates out; the "
-        f"clips of the batch are named in {NONFINITE}."
+        f"{name} is {value} at step {step}; {kept}: go on with compute.dtype=float32 "
+        "or nonfinite=skip, which leaves such updates out, or begin anew in another "
+        "--workdir with a lower schedule.learning_rate_per_256 or "
+        f"optimizer.clip_norm=1.0; the clips of the batch are named in {NONFINITE}."
     )
 
 

@@ -61,10 +61,10 @@ def main(argv):
         if jax.process_index() == 0:
             commandline.show_our_log()
         log.info("%s", parallel.describe_devices())
-        trainer = choose("trainer", config.trainer, TRAINERS)
+        trainer = choose("trainer", config.get("trainer", ""), TRAINERS)
+        trainer.check(config)
         modes = {"train": trainer.train, "eval": trainer.evaluate}
         run = choose("mode", config.mode, modes)
-        trainer.check(config)
         if config.dry_run:
             from av_mae import benchmark  # what a run needs no more than this
 

@@ -80,25 +80,37 @@ class Mirror:
         self._sent: dict[str, tuple[int, int]] = {}  # size and time of what is there
 
     def pull(self):
-        """Fills `here` from the bucket where that has the newer complete step."""
-        newest = {
-            folder: max(_complete(folder / checksums.FOLDER), default=-1)
-            for folder in (self.there, self.here)
-        }
-        step = newest[self.there]
-        if step <= newest[self.here]:
-            self._note_what_is_there()
-            return
+        """Fills `here` from the bucket where that has the newer good step."""
+        newest = max(_complete(self.here / checksums.FOLDER), default=-1)
+        for step in reversed(_complete(self.there / checksums.FOLDER)):
+            if step <= newest:
+                break
+            problem = self._take(step)
+            if not problem:
+                return
+            log.warning("Step %d of %s is passed over: %s", step, self.there, problem)
+        self._note_what_is_there()
+
+    def _take(self, step: int) -> str:
+        """Copies a step and the logs; why the step is not good, '' if it is.
+
+        The checksums come last: a copy that a kill cuts short counts as unfinished.
+        """
         log.info(
             "copying step %d and the logs of %s to %s", step, self.there, self.here
         )
-        shutil.rmtree(self.here, ignore_errors=True)
-        for name in _files(self.there):
+        folder = self.here / checksums.FOLDER
+        for name in sorted(_files(self.there), key=_checksums_last):
             parts = name.split("/")
             if parts[0] == checksums.FOLDER and parts[1] != str(step):
                 continue
             _copy(self.there / name, self.here / name)
             self._sent[name] = _state(self.here / name)
+        problem = checksums.verify(folder / str(step))
+        old = [step] if problem else [x for x in checksums.steps(folder) if x != step]
+        for other in old:
+            checksums.delete(folder / str(other))
+        return problem
 
     def _note_what_is_there(self):
         """Steps that both have need not be copied again."""
@@ -168,14 +180,18 @@ def fetched(path: str | os.PathLike) -> Path:
             f"{path} holds no complete checkpoint: give a workdir, its checkpoints "
             "folder or a step in it."
         )
-    step = str(max(steps))
-    here = _cache(folder) / step
-    if checksums.verify(here):
-        shutil.rmtree(here, ignore_errors=True)
-        log.info("copying %s to %s", folder / step, here)
-        for name in sorted(_files(folder / step), key=_checksums_last):
-            _copy(folder / step / name, here / name)
-    return here
+    for step in map(str, reversed(steps)):
+        here = _cache(folder) / step
+        if checksums.verify(here):
+            shutil.rmtree(here, ignore_errors=True)
+            log.info("copying %s to %s", folder / step, here)
+            for name in sorted(_files(folder / step), key=_checksums_last):
+                _copy(folder / step / name, here / name)
+        problem = checksums.verify(here)
+        if not problem:
+            break
+        log.warning("Step %s of %s is passed over: %s", step, folder, problem)
+    return here  # where none is good, the oldest, whose reader says so
 
 
 def _cache(there) -> Path:

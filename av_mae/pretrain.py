@@ -111,6 +111,7 @@ def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
     init_params = functools.partial(init, config, model)
     weights, said = runs.params_of(config, workdir, init_params, mesh)
     said += caveats.of_evaluation(config, dataset, said)
+    runs.log_data(config, "eval", split, dataset)
     log.info("evaluating %s%s", workdir, caveats.text(said))
     reconstruct = make_reconstruct(config, model, dataset.missing)
     measure = make_measure(reconstruct, mesh)

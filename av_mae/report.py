@@ -22,6 +22,7 @@ import numpy as np
 from av_mae import (
     UserError,
     api,
+    caveats,
     charts,
     checkpoints,
     commandline,
@@ -175,9 +176,12 @@ def _of(count: int, listed: int | None) -> int | str:
 def answers(run: Run, model: api.Model) -> str:
     """Confusion matrix, average precision and hardest clips of a classifier."""
     config = model.config
-    dataset = datasets.split(config, config.eval.split)
+    split = config.eval.split
+    dataset = datasets.split(config, split)
     found = mistakes.answers(model, dataset, config.eval.batch_size)
-    return mistakes_of(run.name, config.eval.split, found, config.eval.corruption)
+    said = dict.fromkeys([*model.caveats, *caveats.of_data(config, dataset, split)])
+    notes = "".join(page.note(f"{run.name}: {sentence}.") for sentence in said)
+    return mistakes_of(run.name, split, found, config.eval.corruption) + notes
 
 
 def mistakes_of(name: str, split: str, found: mistakes.Answers, damage="") -> str:

@@ -22,6 +22,7 @@ from av_mae import (
     ConfigError,
     UserError,
     api,
+    caveats,
     charts,
     checkpoints,
     choose,
@@ -86,15 +87,20 @@ def levels_of(kinds: Sequence[str], given: Sequence[str]) -> dict[str, tuple]:
 def evaluate(folder: Path, corruptions: Sequence[str], data: str = ""):
     """Yields (corruption, {subset: metrics}) of the newest checkpoint of a run.
 
-    data: another prepared data set. Raises ConfigError for an autoencoder.
+    data: another prepared data set. What belongs beside the numbers is printed. Raises
+    ConfigError for an autoencoder.
     """
-    config = api.load(folder).config
+    model = api.load(folder)
+    config = model.config
     if config.trainer != "finetune":
         raise ConfigError(f"{folder} is an autoencoder: only classifiers are tested.")
     if data:
         config.data.dir = data
     config.eval.modalities = names = subsets(config)
     dataset = datasets.split(config, config.eval.split)
+    said = [*model.caveats, *caveats.of_data(config, dataset, config.eval.split)]
+    if said:
+        print(f"{folder}:{caveats.text(dict.fromkeys(said))}", flush=True)
     for corruption in corruptions:
         config.eval.corruption = corruption
         found = finetune.evaluate(config, {"eval": dataset}, folder)

@@ -190,10 +190,16 @@ class Run:
         log.info("%s", loop.progress(step, total, shown, rate, timing))
 
     def report(self, step: int, results: Mapping[str, float]):
-        """Writes and prints the numbers of an evaluation, if training went well."""
+        """Writes and prints the numbers of an evaluation, if training went well.
+
+        What is not finite is printed, not written.
+        """
         self.check()
-        self.writer.write(step, results)
+        bad = loop.not_finite(results)
+        self.writer.write(step, {k: x for k, x in results.items() if k not in bad})
         log.info("step %d evaluation: %s", step, text(results))
+        if bad:
+            log.warning("not finite in this evaluation: %s", text(bad))
 
     def conclude(self, results: Mapping[str, float]):
         """Prints the final numbers, with what has to be said beside them."""
@@ -243,10 +249,7 @@ def start(
         )
     for name, split in (("train", config.data.split), ("eval", config.eval.split)):
         dataset = data[name]
-        log.info(
-            "%s: %s of %s, %d clips, checksum %s",
-            *(name, split, config.data.dir, dataset.num_clips, dataset.checksum),
-        )
+        log_data(config, name, split, dataset)
         found = caveats.of_data(config, dataset, split)
         run.caveats += [sentence for sentence in found if sentence not in run.caveats]
     run.checkpoints.describe(caveats=run.caveats)
@@ -254,6 +257,14 @@ def start(
     if run.caveats:
         log.warning("beside all numbers of this run:%s", caveats.text(run.caveats))
     return run
+
+
+def log_data(config, role: str, split: str, dataset):
+    """Which data these are, for the log; role: what they are for."""
+    log.info(
+        "%s: %s of %s, %d clips, checksum %s",
+        *(role, split, config.data.dir, dataset.num_clips, dataset.checksum),
+    )
 
 
 def optimiser(
@@ -398,7 +409,10 @@ def source_of(
             "%s %s\n%s", field.removesuffix(".checkpoint_path"), path, report.table()
         )
         params = jax.tree.map(lambda k, x: found.get(k, x), optim.names(params), params)
-        return params, found.keys() - report.fresh, differences(theirs, config)
+        expected = lambda name: any(re.fullmatch(x, name) for x in unused)
+        left = [name for name, _ in report.unused if not expected(name)]
+        said = caveats.of_unused(left, len(optim.named(values)))
+        return params, found.keys() - report.fresh, said + differences(theirs, config)
 
     def source(params, said: list[str] | None = None):
         names, filled, paths, found = list(optim.named(params)), set(), [], []
@@ -427,7 +441,15 @@ def differences(theirs, config) -> list[str]:
         for name in ("gelu", "eps")
         if config.model.block[name] != theirs.model.block[name]
     ]
-    return [*block, *caveats.of_inputs(theirs, config)]
+    model = [
+        f"model.{name} is {config.model[name]!r}, but the source was trained with "
+        f"{theirs.model[name]!r}"
+        for name in ("positions", "pool", "fusion_layer", "bottlenecks_at_test")
+        if name in config.model
+        and name in theirs.model
+        and config.model[name] != theirs.model[name]
+    ]
+    return [*block, *model, *caveats.of_inputs(theirs, config)]
 
 
 def params_of(config, workdir: Path, init_params: Callable, mesh: Mesh, labels=None):

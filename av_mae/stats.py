@@ -36,12 +36,13 @@ def sound(
     preset: str = "mbt",
     split: str = "train",
     source: str = "records",
+    skip_bad_records: int = 0,
 ) -> tuple[float, float]:
     """(mean, deviation) of the log-mels of `split`: as stored, else measured now.
 
-    directory, source: `config.data.dir` and `.source`.
+    directory, source, skip_bad_records: those of `config.data`.
     """
-    records = open_records(directory, split, source)
+    records = open_records(directory, split, source, skip_bad_records=skip_bad_records)
     stored = records.info["statistics"].get(_key(preset))
     if stored is None:
         stored = measure(records, preset)
@@ -59,7 +60,10 @@ def check_fixed(config) -> str:
     wanted = config.spectrogram
     if wanted.preset not in spectrogram.PRESETS:  # log-mels that the records hold
         return ""
-    records = open_records(config.data.dir, config.data.split, config.data.source)
+    data = config.data
+    records = open_records(
+        *(data.dir, data.split, data.source), skip_bad_records=data.skip_bad_records
+    )
     stored = records.info["statistics"].get(_key(wanted.preset))
     if stored is None:
         log.info(

@@ -35,7 +35,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +140,7 @@ class Trainings:
         self.workdir = workdir
         self._children: set[subprocess.Popen] = set()
         self._refused: dict[Run, str] = {}
+        self.notes: dict[str, None] = {}  # what belongs beside the numbers, in order
         self._locks: dict[Run, threading.Lock] = {}
         self._stopped = False
 
@@ -160,7 +161,7 @@ class Trainings:
 
         A config that was refused is kept until the command ends, and tried again then.
         """
-        make = lambda: {"command": run.command(), "result": self._train(run)}
+        make = lambda: {"command": run.command()} | self._train(run)
         with self._locks.setdefault(run, threading.Lock()):
             if run not in self._refused:
                 try:
@@ -174,10 +175,14 @@ class Trainings:
                 f"{run.folder} holds a run of another command: give another "
                 f"--workdir, or remove it. It was: {' '.join(found['command'])}"
             )
+        self.notes |= dict.fromkeys(found.get("notes", ()))
         return found["result"]
 
     def _train(self, run: Run) -> dict:
-        """Runs `python -m av_mae.main`, its words into the folder's log.txt."""
+        """Runs `python -m av_mae.main`, its words into the folder's log.txt.
+
+        {"result": the numbers of its last evaluation, "notes": sentences of its log}.
+        """
         if self._stopped:
             raise TrainingError("stopped: give the command again to go on.")
         path = run.folder / "log.txt"
@@ -201,7 +206,9 @@ class Trainings:
             raise Refused(log.strip().splitlines()[-1].removeprefix("error: "))
         if code:
             raise TrainingError(f"the run failed: read {path}.")
-        return evaluation(run.folder)
+        notes = re.findall(r"^  NOTE: (?:init_from\S*=.*?: )?(.*)$", log, re.M)
+        found = evaluation(run.folder)
+        return {"result": found, "notes": list(dict.fromkeys(notes))}
 
     @contextlib.contextmanager
     def ended_by_sigterm(self) -> Iterator[None]:
@@ -287,10 +294,10 @@ def _statistics(found: Sequence[Mapping[str, float]]) -> dict[str, dict]:
     return numbers
 
 
-def markdown(rows: Sequence[Mapping]) -> str:
+def markdown(rows: Sequence[Mapping], notes: Iterable[str] = ()) -> str:
     """The table of `summary`: a line for each point, mean ± half of the interval.
 
-    Under it the paired differences, where there are some.
+    Under it the paired differences, where there are some, and the notes.
     """
     fields = list(rows[0]["point"])
     text = _table(fields, rows, "metrics")
@@ -299,7 +306,7 @@ def markdown(rows: Sequence[Mapping]) -> str:
         value = rows[0]["point"][fields[0]]
         text += f"\nDifference to {fields[0]}={value}, paired by seed:\n\n"
         text += _table(fields, differ, "differences")
-    return text
+    return text + "".join(f"\n- NOTE: {note}" for note in notes)
 
 
 def _table(fields: Sequence[str], rows: Sequence[Mapping], kind: str) -> str:
@@ -326,8 +333,13 @@ def _cell_text(numbers: Mapping | None) -> str:
     return f"{numbers['mean']:.4g} ± {numbers['half_width']:.2g}"
 
 
-def sweep(todo: Sequence[Cell], workdir: Path, jobs: int = 1) -> list[dict]:
-    """Runs all cells, `jobs` at a time, and writes the tables anew after each."""
+def sweep(
+    todo: Sequence[Cell], workdir: Path, jobs: int = 1
+) -> tuple[list[dict], list[str]]:
+    """Runs all cells, `jobs` at a time, and writes the tables anew after each.
+
+    The rows of `summary`, and the notes of the runs.
+    """
     trainings, results, rows = Trainings(workdir), {}, []
     shares = itertools.count()
     pool = concurrent.futures.ThreadPoolExecutor(
@@ -350,12 +362,12 @@ def sweep(todo: Sequence[Cell], workdir: Path, jobs: int = 1) -> list[dict]:
                 print(f"{n}/{len(todo)}  {where}: {shown}  ({took})", flush=True)
                 rows = summary([(c, results[c]) for c in todo if c in results])
                 (workdir / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
-                (workdir / "table.md").write_text(markdown(rows))
+                (workdir / "table.md").write_text(markdown(rows, trainings.notes))
         except BaseException:
             trainings.stop()
             pool.shutdown(cancel_futures=True)
             raise
-    return rows
+    return rows, list(trainings.notes)
 
 
 def _in_order(todo: Sequence[Cell]) -> Iterator[Run | Cell]:
@@ -408,10 +420,10 @@ def main(argv=None):
         if given.jobs < 1:
             raise UserError("--jobs must be 1 or more.")
         workdir.mkdir(parents=True, exist_ok=True)
-        rows = sweep(todo, workdir, given.jobs)
+        rows, notes = sweep(todo, workdir, given.jobs)
     except UserError as error:
         commandline.stop(error)
-    print(f"\n{markdown(rows)}\nwritten: {workdir / 'table.md'}, table.json")
+    print(f"\n{markdown(rows, notes)}\nwritten: {workdir / 'table.md'}, table.json")
 
 
 if __name__ == "__main__":

@@ -84,6 +84,11 @@ def common(config: ConfigDict):
             if value is not None and not (math.isfinite(value) and allowed(value)):
                 raise ConfigError(f"{name} is {value}: it has to be {rule}.")
     _modalities(config.modalities)
+    if "rgb" in config.modalities and config.data.fps <= 0:
+        raise ConfigError(
+            f"data.fps is {config.data.fps}: it has to be above 0 where there is a "
+            "picture, as 25.0."
+        )
     mesh = parallel.mesh(config.parallel.data, config.parallel.fsdp)
     parallel.check_batch(config.batch_size, mesh)
     parallel.check_batch(config.eval.batch_size, mesh, "eval.batch_size")

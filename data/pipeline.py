@@ -103,6 +103,7 @@ class Dataset:
         num_clips: clips in an epoch (those with neither wanted modality are out).
         missing: whether some of these clips lack a wanted modality.
         checksum: SHA-256 that stands for the data set's content.
+        notes: sentences, without a full stop, on what belongs beside numbers of it.
     """
 
     def __init__(self, records, config, split, modalities, label, sound, seed, process):
@@ -116,6 +117,7 @@ class Dataset:
         self.ids = [entry["id"] for entry in records.index]
         self.label_names = self.info["labels"]
         self.checksum = _checksum(self.info)
+        self.notes = _notes(records, split)
         self._clips = self._usable(records.index, modalities)
         if config.limit and split == config.split:
             self._clips = _balanced(records.index, self._clips, config.limit, seed)
@@ -227,10 +229,11 @@ class Dataset:
                 "config.modalities or prepare the data set again."
             )
         if dropped := len(usable) - sum(usable):
-            log.warning(
-                "%d of %d clips in %s have no %s and are left out.",
-                *(dropped, len(usable), self._where, _either(modalities)),
+            self.notes.append(
+                f"{dropped} of {len(usable)} clips in {self._where} have no "
+                f"{_either(modalities)} and are left out"
             )
+            log.warning("%s.", self.notes[-1])
         return np.flatnonzero(usable)
 
     def _check_missing(self, index, modalities):
@@ -381,6 +384,18 @@ def _end_with_parent(worker_index, num_workers):
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _notes(records, split):
+    """What is not in a split that belongs there."""
+    notes, counts = [], records.info.get("splits", {}).get(split, {})
+    if failed := counts.get("failed"):
+        notes.append(
+            f"{failed} files of {split} could not be prepared (report.json names them)"
+        )
+    if records.damaged:
+        notes.append(f"{len(records.damaged)} damaged records of {split} are left out")
+    return notes
 
 
 def _either(modalities):

@@ -113,6 +113,7 @@ class Dataset:
         self.label_names = [f"class {i}" for i in range(classes)]
         self.ids = [f"clip {i}" for i in range(num_clips)]
         self.info, self.checksum, self.missing = {}, "checksum", False
+        self.notes: list[str] = []
         self._views, self._multilabel = views, multilabel
         self._process, self._first = process, first
         self._frames = (config.data.num_frames, config.data.size, config.data.size, 3)

@@ -19,7 +19,14 @@ import synthetic
 import toy
 import training_run
 
-from av_mae import CheckpointError, TrainingError, UserError, checkpoints, loop
+from av_mae import (
+    CheckpointError,
+    TrainingError,
+    UserError,
+    checkpoints,
+    checksums,
+    loop,
+)
 from av_mae import run as runs
 
 FULL = os.environ.get("AV_MAE_STRESS") == "full"
@@ -136,6 +143,31 @@ def test_a_run_goes_on_from_the_step_before_a_damaged_one(copied, whole, damage)
     DAMAGES[damage](path, draw)
     train(copied)
     synthetic.assert_same_run(copied, whole)
+
+
+@pytest.mark.slow
+def test_a_flipped_digit_of_the_config_is_damage_not_another_experiment(copied, whole):
+    """It is still JSON; only the checksum tells."""
+    path = copied / "checkpoints" / "9" / "config" / "metadata"
+    text = path.read_text()
+    assert '"seed": 0' in text
+    path.write_text(text.replace('"seed": 0', '"seed": 1'))
+    train(copied)
+    synthetic.assert_same_run(copied, whole)
+
+
+def test_a_file_that_cannot_be_read_is_named(copied, monkeypatch, caplog):
+    read = checksums._sha256
+
+    def failing(path):
+        if path.match("9/state/*/*") or path.match("9/state/*"):
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(checksums, "_sha256", failing)
+    assert checkpoints.find(copied) == (copied / "checkpoints", 6)
+    (line,) = caplog.messages
+    assert "9/" not in line.split(": ")[1] and "(Input/output error)." in line
 
 
 def test_where_every_step_is_damaged_the_run_begins_anew(copied, whole, caplog):

@@ -6,10 +6,10 @@ from av_mae import caveats
 
 
 class Data:
-    """A data set that knows how many clips were listed."""
+    """A data set that knows how many clips were listed, and what else is to be said."""
 
-    def __init__(self, **counts):
-        self.info = {"splits": {"test": counts}}
+    def __init__(self, *notes, **counts):
+        self.info, self.notes = {"splits": {"test": counts}}, list(notes)
 
 
 def pair():
@@ -25,6 +25,24 @@ def test_a_part_of_a_list_is_told():
     assert said.startswith("40 of 50 listed clips present in test of datasets/x")
     for whole in (Data(clips=50, listed=50), Data(clips=50), Data()):
         assert caveats.of_data(config, whole, "test") == []
+    assert caveats.of_data(config, Data("2 files failed"), "test") == ["2 files failed"]
+
+
+def test_an_evaluation_that_is_cut_is_told():
+    """data.limit is of the training split; where that is evaluated too, it is told."""
+    config, _ = pair()
+    config.data.limit, config.data.split, config.eval.split = 20, "train", "test"
+    assert caveats.of_data(config, Data(), "train") == []
+    config.eval.split = "train"
+    (said,) = caveats.of_data(config, Data(), "train")
+    assert said.startswith("train is cut to 20 clips (data.limit)")
+
+
+def test_what_a_source_has_too_much_is_told():
+    assert caveats.of_unused([], 9) == []
+    (said,) = caveats.of_unused([f"decoder/{i}" for i in range(5)], 9)
+    assert said.startswith("5 of 9 parameters of the source are left out: decoder/0, ")
+    assert said.endswith("decoder/3, …")
 
 
 def test_degraded_input_is_told_of_the_evaluation():

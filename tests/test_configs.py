@@ -421,9 +421,10 @@ def test_one_step_of_variants(name, arg, tmp_path, hasty_compiler):
 @pytest.mark.stress
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_seed_makes_the_same_parameters(name, tmp_path, hasty_compiler):
+    """The whole smoke run, twice."""
     found = []
     for turn in ("one", "other"):
-        one_step(name, "", tmp_path / turn)
+        run_steps(name, "", tmp_path / turn, 4)
         jax.clear_caches()  # traced and compiled again
         found.append(optim.named(checkpoints.load(tmp_path / turn)[0]))
     assert found[0].keys() == found[1].keys()
@@ -432,9 +433,9 @@ def test_the_same_seed_makes_the_same_parameters(name, tmp_path, hasty_compiler)
     reliability.record(f"the same smoke run twice: {name}", 2, "the same parameters")
 
 
-def small(name: str, arg: str):
-    """The smoke config for one step, and data {"train", "eval"} of arrays for it."""
-    config = parse(name, f"{arg},smoke", "--config.steps=1")
+def small(name: str, arg: str, steps: int = 1):
+    """The smoke config, and data {"train", "eval"} of arrays for it."""
+    config = parse(name, f"{arg},smoke", f"--config.steps={steps}")
     if config.trainer == "pretrain":
         config.log.pictures = 0  # test_main looks at them
     config.spectrogram.normalise = "fixed"  # there is no data set to measure
@@ -466,10 +467,14 @@ class Clips(synthetic.Dataset):
 
 
 def one_step(name: str, arg: str, workdir):
-    config, data = small(name, arg)
+    run_steps(name, arg, workdir, 1)
+
+
+def run_steps(name: str, arg: str, workdir, steps: int):
+    config, data = small(name, arg, steps)
     results = TRAINERS[config.trainer].train(config, data, workdir)
     assert results and all(math.isfinite(value) for value in results.values())
-    assert (workdir / "checkpoints" / "1").is_dir()
+    assert (workdir / "checkpoints" / str(steps)).is_dir()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in QUICK])

@@ -13,7 +13,9 @@ def opened(monkeypatch):
 
     def load(settings, split, *, label, modalities, **more):
         calls.append((split, label, modalities))
-        return object.__new__(datasets.pipeline.Dataset)
+        dataset = object.__new__(datasets.pipeline.Dataset)
+        dataset.notes = []
+        return dataset
 
     monkeypatch.setattr(datasets.pipeline, "load", load)
     return calls
@@ -53,9 +55,16 @@ def test_statistics_of_the_data_set_are_filled_in(opened, monkeypatch):
 
 def test_fixed_statistics_are_looked_over(opened, monkeypatch):
     seen = []
-    monkeypatch.setattr(datasets.stats, "check_fixed", seen.append)
+
+    def check(settings):
+        seen.append(settings)
+        return "they are not those of the data"
+
+    monkeypatch.setattr(datasets.stats, "check_fixed", check)
     settings = config("digits/finetune")
-    datasets.load(settings)
+    assert datasets.load(settings)["eval"].notes == []
     settings.spectrogram.normalise = "fixed"
-    datasets.load(settings)
+    found = datasets.load(settings)
     assert seen == [settings]
+    for dataset in found.values():  # told beside the numbers too
+        assert dataset.notes == ["they are not those of the data"]

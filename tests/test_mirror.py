@@ -92,6 +92,53 @@ def test_another_machine_begins_with_the_newest_complete_step(
         assert (other / "metrics.jsonl").read_text() == "{}\n"
 
 
+def test_a_start_that_is_killed_anywhere_is_begun_again(bucket, tmp_path, monkeypatch):
+    """What is here of a step has its checksums only when all else has come."""
+    with mirror.kept(RUN) as folder:
+        step_of(folder, 2)
+        (folder / "metrics.jsonl").write_text("{}\n")
+        (folder / "pictures").mkdir()
+        (folder / "pictures/a.png").write_bytes(b"png")
+    whole, copy = names(bucket.folder / "mine/run"), mirror._copy
+    for killed_at in range(len(whole)):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"machine {killed_at}"))
+        left = iter(range(killed_at))
+
+        def until_killed(source, target, left=left):
+            next(left)  # StopIteration stands for the kill
+            copy(source, target)
+
+        monkeypatch.setattr(mirror, "_copy", until_killed)
+        with pytest.raises(StopIteration):
+            mirror.Mirror(RUN).pull()
+        monkeypatch.setattr(mirror, "_copy", copy)
+        again = mirror.Mirror(RUN)
+        again.pull()
+        assert names(again.here) == whole
+        assert not checksums.verify(again.here / "checkpoints/2")
+
+
+def test_a_damaged_step_of_the_bucket_is_passed_over(
+    bucket, monkeypatch, tmp_path, caplog
+):
+    there = bucket.folder / "mine/run"
+    for step in (1, 2, 3):
+        step_of(there, step)
+    for step in (2, 3):
+        (there / f"checkpoints/{step}/state/array").write_bytes(b"damaged")
+    with mirror.kept(RUN) as folder:
+        assert checksums.steps(folder / "checkpoints") == [1]
+    assert "Step 3" in caplog.text and "Step 2" in caplog.text
+    assert mirror.fetched(RUN).name == "1"
+    with pytest.raises(CheckpointError, match="state/array is damaged"):
+        checkpoints.find(f"{RUN}/checkpoints/3")
+    # A good step of this machine is not given up for a damaged one.
+    another_machine(monkeypatch, tmp_path)
+    step_of(mirror.Mirror(RUN).here, 1)
+    with mirror.kept(RUN) as folder:
+        assert checksums.steps(folder / "checkpoints") == [1]
+
+
 def test_a_newer_step_of_this_machine_stays(bucket):
     with mirror.kept(RUN) as folder:
         step_of(folder, 1)

@@ -289,6 +289,14 @@ def test_spikes_of_the_loss_stand_beside_the_final_numbers(tmp_path, caplog):
     assert f"NOTE: {said}." in caplog.text
 
 
+def test_what_is_not_finite_in_an_evaluation_is_told_and_not_written(tmp_path, caplog):
+    config = synthetic.tiny(FINETUNE)
+    with caplog.at_level("INFO"), begun(config, tmp_path, optax.sgd(0.1)) as run:
+        run.report(3, {"eval/loss": float("nan"), "eval/top_1": 0.5})
+    assert "not finite in this evaluation: loss nan" in caplog.text
+    assert synthetic.lines(tmp_path) == [{"step": 3, "eval/top_1": 0.5}]
+
+
 # Configs of older releases.
 
 

@@ -183,7 +183,7 @@ def check_valid(config):
 def test_many_valid_configs_take_a_step():
     tried = []
 
-    @settings(MANY, max_examples=EXAMPLES if FULL else 16)  # each compiles a step
+    @MANY
     @given(valid())
     def check(config):
         check_valid(config)
@@ -211,6 +211,7 @@ WRONG = {  # field: values that are never right
     "parallel.fsdp": [0, 5000],
     "data.size": [0, -16],
     "data.num_frames": [0, 1],
+    "data.fps": [-1.0, 0.0],
     "data.audio_seconds": [0.0, -1.0],
     "data.samples_per_clip": [0],
     "data.views": [0],
@@ -326,7 +327,7 @@ def check_broken(config, field: str):
         TRAINERS[config.trainer].check(config)
     text = str(error.value)
     assert "\n" not in text and text.endswith((".", "?"))
-    assert field.split(".")[-1].rstrip("_") in text, (field, text)
+    assert field.rstrip("_") in text, (field, text)
 
 
 def test_every_wrong_value_is_refused_by_its_field():
@@ -342,8 +343,7 @@ def test_every_wrong_value_is_refused_by_its_field():
                     group[last] = value
                 with pytest.raises(ConfigError) as error:
                     TRAINERS[config.trainer].check(config)
-                full = field.removeprefix("model.decoder.").removeprefix("mask.")
-                assert full in str(error.value), (field, value, str(error.value))
+                assert field in str(error.value), (field, value, str(error.value))
 
 
 # Combinations, with what to do.

@@ -160,13 +160,18 @@ def run(
             joined = map(np.concatenate, zip(*rows[m, w], strict=True))
             found |= metrics.ranking(*joined)
         results |= {f"eval/{m}{w}{name}": value for name, value in found.items()}
-    for name, modalities in subsets(config).items():
-        if modalities == tuple(config.modalities):
-            whole = {k: x for k, x in results.items() if k.count("/") == 1}
-            results |= {
-                k.replace("eval/", f"eval/{name}/"): x for k, x in whole.items()
-            }
-    return results
+    return results | of_all(config, results)
+
+
+def of_all(config, results: Mapping[str, float]) -> dict[str, float]:
+    """The numbers of all modalities once more, under their subset's name if asked."""
+    whole = {k: x for k, x in results.items() if k.count("/") == 1}
+    return {
+        k.replace("eval/", f"eval/{name}/"): x
+        for name, modalities in subsets(config).items()
+        if modalities == tuple(config.modalities)
+        for k, x in whole.items()
+    }
 
 
 def in_order(rows: list[dict]) -> dict:

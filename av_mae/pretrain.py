@@ -8,8 +8,9 @@ no trainer knows video files.
 
 import contextlib
 import functools
+import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from av_mae import (
     caveats,
     choose,
     classifier,
+    evaluation,
     inputs,
     loop,
     losses,
@@ -58,7 +60,8 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
     missing = data["train"].missing or data["eval"].missing
     reconstruct = make_reconstruct(config, model, missing)
     loss, draw = make_loss(config, reconstruct), make_draw(config, reconstruct, mesh)
-    measure = functools.partial(_evaluate, config, make_measure(reconstruct, mesh))
+    measures = make_measures(config, model, missing, mesh)
+    measure = functools.partial(_evaluate, config, measures)
     put = functools.partial(parallel.put_batch, mesh=mesh)
 
     # Optimiser, state, step.
@@ -113,9 +116,8 @@ def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
     said += caveats.of_evaluation(config, dataset, said)
     runs.log_data(config, "eval", split, dataset)
     log.info("evaluating %s%s", workdir, caveats.text(said))
-    reconstruct = make_reconstruct(config, model, dataset.missing)
-    measure = make_measure(reconstruct, mesh)
-    results = _evaluate(config, measure, weights, dataset, put)
+    measures = make_measures(config, model, dataset.missing, mesh)
+    results = _evaluate(config, measures, weights, dataset, put)
     log.info("evaluation on %s: %s%s", split, runs.text(results), caveats.text(said))
     return results
 
@@ -140,6 +142,7 @@ def check(config):
     """Raises ConfigError for what can be seen to be wrong before anything is made."""
     validate.common(config)
     validate.pretraining(config)
+    evaluation.subsets(config)
     autoencoder.objective_of(config)
     for m in masked(config):
         kinds = losses.TARGETS if m == "rgb" else losses.SOUND_TARGETS
@@ -294,10 +297,25 @@ def make_loss(config, reconstruct):
     return loss
 
 
-def make_measure(reconstruct, mesh):
-    """The jitted (params, batch, rng) → {m: sums of errors over the valid clips}."""
+def make_measures(config, model, missing: bool, mesh) -> dict[str, Callable]:
+    """{what its numbers begin with: measure}: of all, and of `eval.modalities`."""
+    measures = {"": make_measure(make_reconstruct(config, model, missing), mesh)}
+    for name, modalities in evaluation.subsets(config).items():
+        if modalities != tuple(config.modalities):
+            reconstruct = make_reconstruct(config, model, True)
+            measures[f"{name}/"] = make_measure(reconstruct, mesh, modalities)
+    return measures
+
+
+def make_measure(reconstruct, mesh, modalities: tuple[str, ...] = ()):
+    """The jitted (params, batch, rng) → {m: sums of errors over the valid clips}.
+
+    modalities: the only ones that are seen (`reconstruct` then has to know missing
+    ones), () for all.
+    """
 
     def measure(params, batch, rng):
+        batch = evaluation.only(batch, modalities) if modalities else batch
         pairs, _, _, present, _ = reconstruct(params, batch, rng, False)
         sums = {}
         for m, (prediction, target) in pairs.items():
@@ -309,24 +327,29 @@ def make_measure(reconstruct, mesh):
     return jax.jit(measure, out_shardings=parallel.replicated(mesh))
 
 
-def _evaluate(config, measure, weights: dict, dataset, put) -> dict[str, float]:
+def _evaluate(config, measures: dict, weights: dict, dataset, put) -> dict[str, float]:
     """Loss of each modality, and as a fraction of its target's variance.
 
-    weights: {what the names of its numbers begin with: params}.
+    weights: {what the names of its numbers begin with: params}. Where only some
+    modalities are seen, of those that are predicted then.
     """
-    sums: dict = {prefix: {} for prefix in weights}
+    pairs = list(itertools.product(measures, weights))
+    sums: dict = {pair: {} for pair in pairs}
     for i, batch in enumerate(dataset.evaluate(config.eval.batch_size)):
         # The same masks at every evaluation, so that its numbers can be compared.
         rng, batch = loop.key(config.seed, i, "eval"), put(batch)
-        for prefix, params in weights.items():
-            sums[prefix] = metrics.add(sums[prefix], measure(params, batch, rng))
+        for s, w in pairs:
+            found = measures[s](weights[w], batch, rng)
+            sums[s, w] = metrics.add(sums[s, w], found)
     results = {}
-    for prefix, found in sums.items():
+    for (s, w), found in sums.items():
         for m, means in metrics.results(found).items():
+            if s and not found[m]["error"].count:
+                continue
             fraction = metrics.fraction_of_variance(means)
-            results[f"eval/{prefix}loss_{m}"] = means["error"]
-            results[f"eval/{prefix}fraction_{m}"] = fraction
-    return results
+            results[f"eval/{s}{w}loss_{m}"] = means["error"]
+            results[f"eval/{s}{w}fraction_{m}"] = fraction
+    return results | evaluation.of_all(config, results)
 
 
 def make_draw(config, reconstruct, mesh):

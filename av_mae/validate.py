@@ -103,6 +103,13 @@ def common(config: ConfigDict):
         _regexes(f"init_from.{name}", [patterns] if _is_text(patterns) else patterns)
     _picture(config.picture)
     _patches(config)
+    for name in config.eval.modalities:
+        fusion = config.model.fusion
+        if fusion in maskenhancer.FUSIONS and "rgb" not in str(name).split("+"):
+            raise ConfigError(
+                f"eval.modalities has {name!r}, but model.fusion {fusion!r} looks at "
+                "the picture and only hears the sound: leave it out."
+            )
 
 
 def _is_text(value) -> bool:
@@ -274,9 +281,3 @@ def finetuning(config: ConfigDict):
             f"probe is 'attentive', but model.fusion {model.fusion!r} has no common "
             "tokens of picture and sound: choose 'linear'."
         )
-    for name in config.eval.modalities:
-        if heard and "rgb" not in str(name).split("+"):
-            raise ConfigError(
-                f"eval.modalities has {name!r}, but model.fusion {model.fusion!r} "
-                "classifies the picture: leave it out."
-            )

@@ -30,6 +30,7 @@ from av_mae import run as runs
 from av_mae.importers import videomae
 
 CONFIG = "digits/pretrain"
+KINDS = ("loss", "fraction")
 VIDEOMAE = scenic.SHARED / "fixtures" / "videomae" / "hf_videomae_pretrain_tiny"
 
 
@@ -93,6 +94,26 @@ def test_evaluation_alone_repeats_that_of_the_training(trained):
     for _ in range(2):
         data = {"eval": datasets(config)["eval"]}
         assert pretrain.evaluate(config, data, workdir) == results
+
+
+def test_each_modality_is_measured_with_the_other_hidden(trained):
+    """As of clips that lack it; of what is then hidden there is no number."""
+    config, workdir, _ = trained
+    config = config.copy_and_resolve_references()
+    config.eval.modalities = ("rgb", "spectrogram", "rgb+spectrogram")
+    found = pretrain.evaluate(config, datasets(config), workdir)
+    config.eval.modalities = ()
+    for m, lacking in (("rgb", "has_audio"), ("spectrogram", "has_rgb")):
+        data = datasets(config)["eval"]
+        data.without[lacking], data.missing = set(range(6)), True
+        alone = pretrain.evaluate(config, {"eval": data}, workdir)
+        for name in (f"loss_{m}", f"fraction_{m}"):
+            assert found[f"eval/{m}/{name}"] == pytest.approx(alone[f"eval/{name}"])
+            assert found[f"eval/{m}/{name}"] != found[f"eval/{name}"]
+    numbers = {f"eval/{m}/{kind}_{m}" for m in ("rgb", "spectrogram") for kind in KINDS}
+    both = {f"eval/rgb+spectrogram/{k}_{m}" for m in config.modalities for k in KINDS}
+    assert {name for name in found if name.count("/") == 2} == numbers | both
+    assert found["eval/rgb+spectrogram/loss_rgb"] == found["eval/loss_rgb"]
 
 
 def test_a_finished_run_is_evaluated_again(trained):

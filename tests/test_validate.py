@@ -232,6 +232,7 @@ WRONG = {  # field: values that are never right
     "checkpoint.keep": [0],
     "log.every_steps": [0],
     "eval.every_epochs": [0.0],
+    "eval.modalities": [("sound",), ("spectrogram+rgb",), (1,)],
     "picture.normalise": ["imagenet"],
     "picture.mean": [(0.5,), (), ("a", "b", "c")],
     "picture.std": [(0.5, 0.0, 0.5)],
@@ -268,7 +269,6 @@ WRONG_FINETUNE = {
     "objective.label_smoothing": [-0.1],
     "probe": ["knn"],
     "eval.average": ["votes"],
-    "eval.modalities": [("sound",), ("spectrogram+rgb",), (1,)],
     "augment.mix_probability": [2.0],
 }
 OTHER_TYPES = ["text", 7.5, 3, True, (1, 2), None]
@@ -398,7 +398,12 @@ IMPOSSIBLE = [
     (
         "ucf101/avmaskenhancer_finetune",
         dict(eval__modalities=("spectrogram",)),
-        "eval.modalities has 'spectrogram', but model.fusion 'concat' classifies",
+        "eval.modalities has 'spectrogram', but model.fusion 'concat' looks at",
+    ),
+    (
+        "digits/pretrain",
+        dict(eval__modalities=("sound",)),
+        "eval.modalities has 'sound', but modalities is ('rgb', 'spectrogram')",
     ),
 ]
 

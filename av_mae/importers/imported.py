@@ -103,7 +103,7 @@ def template(trainer: str) -> ConfigDict:
     )
     config.checkpoint = dict(every_steps=1000, keep=2)
     config.log = dict(every_steps=100)
-    config.eval = dict(every_epochs=1.0, split="test", batch_size=8)
+    config.eval = dict(every_epochs=1.0, split="test", batch_size=8, modalities=())
     config.init_from = dict(
         checkpoint_path="",
         rgb=dict(checkpoint_path=""),
@@ -212,7 +212,7 @@ def _finetuning(config: ConfigDict):
     )
     config.probe = "full"
     config.objective = dict(kind="softmax", label_smoothing=0.0)
-    config.eval.update(average="logits", modalities=(), corruption="")
+    config.eval.update(average="logits", corruption="")
     config.augment.update(
         mixup=0.0,
         cutmix=0.0,

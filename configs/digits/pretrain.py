@@ -155,7 +155,7 @@ def get_config(arg=""):
 
     config.checkpoint = dict(every_steps=500, keep=2)
     config.log = dict(every_steps=100, pictures=4)
-    config.eval = dict(every_epochs=12.0, split="test", batch_size=128)
+    config.eval = dict(every_epochs=12.0, split="test", batch_size=128, modalities=())
 
     config.init_from = dict(
         checkpoint_path="",

@@ -150,7 +150,9 @@ def get_config(arg=""):
 
     config.checkpoint = dict(every_steps=1000, keep=2)
     config.log = dict(every_steps=100, pictures=4)
-    config.eval = dict(every_epochs=100.0, split="validation", batch_size=512)
+    config.eval = dict(
+        every_epochs=100.0, split="validation", batch_size=512, modalities=()
+    )
 
     config.init_from = dict(
         checkpoint_path="",

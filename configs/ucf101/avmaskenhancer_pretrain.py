@@ -156,7 +156,7 @@ def get_config(arg=""):
 
     config.checkpoint = dict(every_steps=1000, keep=2)
     config.log = dict(every_steps=100, pictures=4)
-    config.eval = dict(every_epochs=100.0, split="test", batch_size=24)
+    config.eval = dict(every_epochs=100.0, split="test", batch_size=24, modalities=())
 
     config.init_from = dict(
         checkpoint_path="",

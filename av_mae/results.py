@@ -407,8 +407,15 @@ def frozen(work: Work, seed: int) -> dict:
 
 
 def write(work: Work, seeds: int, out: Path):
-    """The page, and beside it the numbers of every part."""
-    parts.write_text(out, results_page.table(work, seeds))
+    """The page, and beside it the numbers of every part.
+
+    Under the page's own tables stand those of other commands, kept as OUT/*.md without
+    OUT's ending: docs/digits/*.md.
+    """
+    others = sorted(out.with_suffix("").glob("*.md"))
+    text = [results_page.table(work, seeds)]
+    text += [path.read_text(encoding="utf-8") for path in others]
+    parts.write_text(out, "\n".join(text))
     work.write_numbers(out.with_suffix(".json"))
 
 

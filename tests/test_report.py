@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import chromium
 import numpy as np
 import pytest
 
@@ -100,6 +101,23 @@ def test_the_command_on_runs(toy_run, tmp_path, capsys):
     assert text.count("data:audio/wav") >= 6 and "Hardest clips" in text
     last = json.loads((toy_run / "finetune/metrics.jsonl").open().readlines()[-1])
     assert f"top-1 {last['eval/top_1']:.1%}" in text
+
+    if chromium.PROGRAM:
+        program = """
+          const all = x => [...document.querySelectorAll(x)];
+          const reachable = x => {x.focus(); return document.activeElement === x};
+          return {heads: all('h2').map(x => x.textContent),
+                  examples: all('.example').length, sounds: all('audio').length,
+                  loaded: all('img').every(x => x.naturalWidth > 0),
+                  lines: new Set(all('[data-run]').map(x => x.dataset.run)).size,
+                  keys: all('input, summary, .wide, audio').every(reachable),
+                  wide: document.documentElement.scrollWidth <= innerWidth};
+        """
+        found = chromium.after(text, program, tmp_path, "--window-size=390,800")
+        heads = ["Curves", "Reconstructions", "Answers and mistakes", "Data", "Config"]
+        assert found["heads"] == heads and found["examples"] == 3
+        assert found["sounds"] >= 6 and found["lines"] == 2
+        assert found["loaded"] and found["keys"] and found["wide"]
 
     (toy_run / "set").rename(toy_run / "away")
     try:

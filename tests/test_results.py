@@ -102,6 +102,15 @@ def test_nothing_begins_after_the_last_minute(tmp_path):
     assert made_by_now == {"data", "setting"}
 
 
+def test_tables_of_other_commands_stand_below(tmp_path):
+    out = tmp_path / "digits.md"
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "b.md").write_text("## Decoders\n")
+    results.write(made(tmp_path, {}), 1, out)
+    text = out.read_text()
+    assert text.endswith("\n\n## Decoders\n") and text.startswith("# Does pretraining")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("espeakng_loader") is None,

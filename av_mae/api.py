@@ -367,14 +367,15 @@ class Model:
         """Where the encoder looks and when it listens: attention roll-out.
 
         Of the middle of a clip, or of the window that begins at `start` seconds: an
-        Attention; with `every` a list, of a window each so many seconds; of a list of
-        clips, a list.
+        Attention; with `every`, in place of `start`, a list, of a window each so many
+        seconds; of a list of clips, a list.
         """
         look = functools.partial(self.attention, modalities=modalities)
         if _is_list(source):
             return [look(x, start=start, every=every) for x in source]
         if every is not None:
-            return [look(window) for window in self._parts(source, every)]
+            windows = self._usable(self.rows(views=1), source, modalities, every)
+            return [look(window) for window, _ in windows]
         clip, rows = self._window(source, start), self.rows(views=1)
         used, row = rows.used(clip, modalities), rows.of(clip, modalities)
         batch = {key: value[None] for key, value in row.items()}
@@ -465,8 +466,8 @@ class Model:
         """A clip with most of it masked, and what the model makes of the rest.
 
         Of the middle of the clip, or of the window that begins at `start` seconds: a
-        Reconstruction; with `every` a list, of a window each so many seconds; of a list
-        of clips, a list. ratio: share that is masked, one or
+        Reconstruction; with `every`, in place of `start`, a list, of a window each so
+        many seconds; of a list of clips, a list. ratio: share that is masked, one or
         {modality: share}, None for the config's; mask: {modality: kind}, names of
         masking.KINDS; seed: of the masks; oracle: undo standardised targets by the true
         statistics of the masked patches, not by those of the visible ones. Raises
@@ -478,7 +479,8 @@ class Model:
         if _is_list(source):
             return [look(x, start=start, every=every) for x in source]
         if every is not None:
-            return [look(window) for window in self._parts(source, every)]
+            windows = self._usable(self.rows(views=1), source, modalities, every)
+            return [look(window) for window, _ in windows]
         config = reconstructions.settings(self._config, ratio, mask)
         clip, rows = self._window(source, start), self.rows(views=1)
         used, row = rows.used(clip, modalities), rows.of(clip, modalities)
@@ -647,7 +649,8 @@ def load(path: Path | str, weights: str = "params") -> Model:
     """
     if importers.find(path):
         found = importers.read(path)
-        return Model(found.config, found.params, found.labels)
+        said = tuple(caveats.of_meta(found.meta))
+        return Model(found.config, found.params, found.labels, said)
     params, config, meta = checkpoints.load(path, weights)
     said = tuple(caveats.of_meta(meta))
     return Model(runs.config_of(config), params, meta["labels"], said)

@@ -53,7 +53,8 @@ def text(
     results: the last evaluation's numbers; parameters: how many; to: the layout;
     inputs: {name: (shape of a clip, dtype)} of a program; licence: of the weights.
     """
-    name = f"{config.model.variant} on {data_name(config)}"
+    where = data_name(config)
+    name = f"{config.model.variant} on {where}" if where else config.model.variant
     parts = [
         _header(config, licence),
         f"# {_plain(name)}\n\n{_what(config, parameters)}",
@@ -174,8 +175,8 @@ def _intended(config, meta: Mapping[str, Any]) -> str:
         count = " × ".join(str(len(names)) for names in heads if names) or "its"
         task = (
             f"To tell which of {count} classes (labels.txt) a clip like those of "
-            f"{_plain(data_name(config))} shows. It knows no other classes, and its "
-            "probabilities are not calibrated."
+            f"{_plain(data_name(config) or 'its data set')} shows. It knows no other "
+            "classes, and its probabilities are not calibrated."
         )
     else:
         task = (
@@ -189,7 +190,12 @@ def _intended(config, meta: Mapping[str, Any]) -> str:
     )
 
 
+UNKNOWN = "The published file that these weights are from does not tell it."
+
+
 def _data(config, meta: Mapping[str, Any]) -> str:
+    if not config.data.dir:
+        return UNKNOWN
     limit = config.data.limit if "limit" in config.data else 0
     lines = [
         f"- data set: {_plain(data_name(config))}, split {_plain(config.data.split)}"
@@ -202,6 +208,8 @@ def _data(config, meta: Mapping[str, Any]) -> str:
 
 
 def _recipe(config, meta: Mapping[str, Any]) -> str:
+    if not config.data.dir:
+        return UNKNOWN
     length = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
     rate = config.schedule.learning_rate_per_256
     lines = [

@@ -25,12 +25,17 @@ def load(config) -> dict[str, pipeline.Dataset]:
 
 
 def _statistics(config) -> str:
-    """Looks mean and deviation of log-mels up, or fixed ones over: what is wrong."""
+    """Looks mean and deviation of log-mels up, or fixed ones over: what is wrong.
+
+    Those of the data set, which are the training split's; where only an evaluation is
+    made and none are stored, of what it is made on.
+    """
     sound, data = config.spectrogram, config.data
+    split = data.split if config.mode == "train" else config.eval.split
     if sound.normalise == "fixed":
-        return stats.check_fixed(config)
+        return stats.check_fixed(config, split)
     if sound.normalise == "dataset":
-        where = data.dir, sound.preset, data.split, data.source, data.skip_bad_records
+        where = data.dir, sound.preset, split, data.source, data.skip_bad_records
         sound.mean, sound.std = stats.sound(*where)
         log.info("log-mel mean %.4f, deviation %.4f (data set)", sound.mean, sound.std)
     return ""

@@ -61,8 +61,11 @@ def export(
     Raises CheckpointError if the checkpoint cannot be read or expressed in the layout.
     """
     if importers.find(checkpoint):
+        if weights != "params":
+            raise CheckpointError(f"{checkpoint} has no weights called {weights}.")
         found = importers.read(checkpoint)
-        params, config, meta = found.params, found.config, {"labels": found.labels}
+        params, config = found.params, found.config
+        meta = found.meta | {"labels": found.labels}
     else:
         params, saved, meta = checkpoints.load(checkpoint, weights)
         config = runs.config_of(saved)

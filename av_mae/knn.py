@@ -125,7 +125,9 @@ def sets(given, splits: tuple[str, ...], label: str) -> list[FeatureSet]:
         name = getattr(given, split)
         dataset = datasets.split(model.config, name, label)
         said = [*model.caveats, *caveats.of_data(model.config, dataset, name)]
-        print(caveats.text(said).lstrip("\n"), end="\n" * bool(said), file=sys.stderr)
+        if said:
+            words = caveats.text(list(dict.fromkeys(said)))
+            print(f"{name}:{words}", file=sys.stderr)
         size = model.config.eval.batch_size
         found.append(featureset.compute(model, dataset, size, given.layer, given.pool))
     return found

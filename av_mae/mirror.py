@@ -100,6 +100,8 @@ class Mirror:
             "copying step %d and the logs of %s to %s", step, self.there, self.here
         )
         folder = self.here / checksums.FOLDER
+        if (folder / str(step)).exists():  # a copy that was cut short
+            checksums.delete(folder / str(step))
         for name in sorted(_files(self.there), key=_checksums_last):
             parts = name.split("/")
             if parts[0] == checksums.FOLDER and parts[1] != str(step):

@@ -2,8 +2,8 @@
 
 Both take the config, the data sets {"train": …, "eval": …} and a working directory. A
 data set gives batches of numpy arrays by `train(batch_size, step)` and
-`evaluate(batch_size)`, and says `num_clips`, `missing`, `checksum` and `label_names`;
-no trainer knows video files.
+`evaluate(batch_size)`, and says `num_clips`, `ids`, `missing`, `checksum`,
+`label_names`, `info` and `notes`; no trainer knows video files.
 """
 
 import contextlib
@@ -142,7 +142,11 @@ def check(config):
     """Raises ConfigError for what can be seen to be wrong before anything is made."""
     validate.common(config)
     validate.pretraining(config)
-    evaluation.subsets(config)
+    if evaluation.subsets(config) and config.objective.kind == "inpaint":
+        raise ConfigError(
+            "eval.modalities hides modalities, but objective.kind is 'inpaint', which "
+            "predicts each from the other: set it to ()."
+        )
     autoencoder.objective_of(config)
     for m in masked(config):
         kinds = losses.TARGETS if m == "rgb" else losses.SOUND_TARGETS

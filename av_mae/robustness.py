@@ -100,7 +100,7 @@ def evaluate(folder: Path, corruptions: Sequence[str], data: str = ""):
     dataset = datasets.split(config, config.eval.split)
     said = [*model.caveats, *caveats.of_data(config, dataset, config.eval.split)]
     if said:
-        print(f"{folder}:{caveats.text(dict.fromkeys(said))}", flush=True)
+        print(f"{folder}:{caveats.text(list(dict.fromkeys(said)))}", flush=True)
     for corruption in corruptions:
         config.eval.corruption = corruption
         found = finetune.evaluate(config, {"eval": dataset}, folder)

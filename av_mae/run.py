@@ -441,10 +441,13 @@ def differences(theirs, config) -> list[str]:
         for name in ("gelu", "eps")
         if config.model.block[name] != theirs.model.block[name]
     ]
+    names = ["positions", "pool"]
+    if config.model.fusion == theirs.model.fusion and len(config.modalities) > 1:
+        names += ["fusion_layer", "bottlenecks_at_test"]
     model = [
         f"model.{name} is {config.model[name]!r}, but the source was trained with "
         f"{theirs.model[name]!r}"
-        for name in ("positions", "pool", "fusion_layer", "bottlenecks_at_test")
+        for name in names
         if name in config.model
         and name in theirs.model
         and config.model[name] != theirs.model[name]

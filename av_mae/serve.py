@@ -11,6 +11,7 @@ length, and is looked at before any model sees it; files are removed after a day
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -104,8 +105,9 @@ class Desk:
     def _new(self) -> Path:
         """A folder for the files of one answer; those of yesterday are removed."""
         for path in self.folder.iterdir():
-            if time.time() - path.stat().st_mtime > DAY:
-                shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another answer removes it too
+                if time.time() - path.stat().st_mtime > DAY:
+                    shutil.rmtree(path)
         return Path(tempfile.mkdtemp(dir=self.folder))
 
 

@@ -50,19 +50,21 @@ def sound(
     return stored["mean"], stored["std"]
 
 
-def check_fixed(config) -> str:
-    """What is wrong with `spectrogram.mean` and `.std`, or "".
+def check_fixed(config, split: str = "") -> str:
+    """What is wrong with `spectrogram.mean` and `.std`, or ""; no full stop.
 
     They are compared with what is stored in the data set, if anything is: the mean may
     be off by a tenth of the deviation, the deviation by a tenth of itself. Twice the
     deviation is right too, since AudioMAE divides by that. The sentence is also logged.
+    split: one that is there, default `data.split`; statistics are of all.
     """
     wanted = config.spectrogram
     if wanted.preset not in spectrogram.PRESETS:  # log-mels that the records hold
         return ""
     data = config.data
     records = open_records(
-        *(data.dir, data.split, data.source), skip_bad_records=data.skip_bad_records
+        *(data.dir, split or data.split, data.source),
+        skip_bad_records=data.skip_bad_records,
     )
     stored = records.info["statistics"].get(_key(wanted.preset))
     if stored is None:
@@ -80,9 +82,9 @@ def check_fixed(config) -> str:
     told = (
         f"spectrogram.mean={wanted.mean:g} and std={wanted.std:g} are not those of "
         f"the data, {mean:.4g} and {std:.4g}; use these, normalise='dataset', or the "
-        "front end that the numbers come from."
+        "front end that the numbers come from"
     )
-    log.warning("%s", told)
+    log.warning("%s.", told)
     return told
 
 

@@ -195,6 +195,8 @@ class Trainings:
                 stderr=subprocess.STDOUT,
             )
             self._children.add(child)
+            if self._stopped:  # meanwhile
+                child.terminate()
             try:
                 code = child.wait()
             finally:
@@ -260,8 +262,9 @@ def summary(results: Sequence[tuple[Cell, Mapping]]) -> list[dict]:
     """A row for each point: its fields, the seeds that are done, metrics and failures.
 
     A metric has its `mean`, `half_width` of the interval (None for one seed) and its
-    `values`, in the order of `seeds`; `differences` has the same of its differences to
-    the point with the first value of the first field, over the seeds of both.
+    `values`, in the order of `seeds`, without those that are not finite; `differences`
+    has the same of its differences to the point with the first value of the first
+    field, over the seeds of both.
     """
     points: dict[Settings, dict[int, Mapping]] = {}
     for cell, result in results:
@@ -284,10 +287,10 @@ def summary(results: Sequence[tuple[Cell, Mapping]]) -> list[dict]:
 
 
 def _statistics(found: Sequence[Mapping[str, float]]) -> dict[str, dict]:
-    """{metric: mean, half_width, values} over the seeds."""
+    """{metric: mean, half_width, values} over the seeds that have it (are finite)."""
     numbers = {}
-    for metric in found[0] if found else ():
-        values = [result[metric] for result in found]
+    for metric in dict.fromkeys(metric for result in found for metric in result):
+        values = [result[metric] for result in found if metric in result]
         mean, half = interval(values)
         half = None if math.isnan(half) else half
         numbers[metric] = {"mean": mean, "half_width": half, "values": values}
@@ -306,7 +309,8 @@ def markdown(rows: Sequence[Mapping], notes: Iterable[str] = ()) -> str:
         value = rows[0]["point"][fields[0]]
         text += f"\nDifference to {fields[0]}={value}, paired by seed:\n\n"
         text += _table(fields, differ, "differences")
-    return text + "".join(f"\n- NOTE: {note}" for note in notes)
+    lines = [f"- NOTE (of some or all): {note}\n" for note in notes]
+    return text + "\n" * bool(lines) + "".join(lines)
 
 
 def _table(fields: Sequence[str], rows: Sequence[Mapping], kind: str) -> str:
@@ -362,7 +366,8 @@ def sweep(
                 print(f"{n}/{len(todo)}  {where}: {shown}  ({took})", flush=True)
                 rows = summary([(c, results[c]) for c in todo if c in results])
                 (workdir / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
-                (workdir / "table.md").write_text(markdown(rows, trainings.notes))
+                text = markdown(rows, list(trainings.notes))
+                (workdir / "table.md").write_text(text)
         except BaseException:
             trainings.stop()
             pool.shutdown(cancel_futures=True)
@@ -407,7 +412,7 @@ def main(argv=None):
     parser.add_argument("--pretrain", default="", help="a config to pretrain by first")
     parser.add_argument("--grid", action="append", default=[], metavar="FIELD=A,B")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each point")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (CPU)")
     parser.add_argument("--workdir", type=Path, default=Path("runs/sweep"))
     given, rest = parser.parse_known_args(argv)
     commandline.quiet_libraries()

@@ -47,6 +47,24 @@ def test_the_paper_is_that_of_the_kind_of_model():
         assert f"After {paper}" in card.text(config(name, arg), META, {}, 1)
 
 
+def test_what_a_published_file_does_not_tell_is_not_made_up():
+    settings = config("digits/finetune", "")
+    settings.data.dir = ""
+    text = card.text(settings, {"labels": []}, {}, 1)
+    assert text.count(card.UNKNOWN) == 2 and "learning rate" not in text
+    assert "\n# Ti/16x2\n" in text and "like those of its data set shows" in text
+
+
+def test_notes_stand_beside_the_results():
+    text = card.text(
+        config("digits/finetune", ""),
+        META | {"caveats": ["40 of 50 listed clips present"]},
+        {"eval/top_1": 0.5},
+        1,
+    )
+    assert "- 40 of 50 listed clips present." in text.split("## Results")[1]
+
+
 def test_a_pretraining_tells_its_masks():
     text = make("pretrain")
     masks = config("digits/pretrain", "").mask

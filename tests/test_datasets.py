@@ -56,8 +56,8 @@ def test_statistics_of_the_data_set_are_filled_in(opened, monkeypatch):
 def test_fixed_statistics_are_looked_over(opened, monkeypatch):
     seen = []
 
-    def check(settings):
-        seen.append(settings)
+    def check(settings, split):
+        seen.append((settings, split))
         return "they are not those of the data"
 
     monkeypatch.setattr(datasets.stats, "check_fixed", check)
@@ -65,6 +65,9 @@ def test_fixed_statistics_are_looked_over(opened, monkeypatch):
     assert datasets.load(settings)["eval"].notes == []
     settings.spectrogram.normalise = "fixed"
     found = datasets.load(settings)
-    assert seen == [settings]
+    assert seen == [(settings, "train")]
+    settings.mode = "eval"  # the training split need not be there
+    datasets.load(settings)
+    assert seen[1:] == [(settings, "test")]
     for dataset in found.values():  # told beside the numbers too
         assert dataset.notes == ["they are not those of the data"]

@@ -130,6 +130,9 @@ def test_a_published_folder_is_exported_too(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
     assert one.config == other.config and one.labels == other.labels
     assert "left no evaluation" in (tmp_path / "b" / "README.md").read_text()
+    assert one.meta == other.meta and one.meta["labels"] == one.labels
+    with pytest.raises(CheckpointError, match="has no weights called ema"):
+        export.export(tmp_path / "a", "safetensors", tmp_path / "b", weights="ema")
 
 
 def test_the_command_tells_errors_in_a_sentence(tmp_path, capsys):

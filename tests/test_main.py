@@ -202,9 +202,11 @@ def test_digits_smoke(tmp_path):
     counts = ("--train", 40, "--test", 20, "--jobs", 2)
     toy.run("-m", "data.digits", "--out", clips, *counts)
     side = "--short-side=source"
-    text = toy.run("-m", "data.prepare", clips / "clips.csv", "--out", data, side)
+    toy.run("-m", "data.prepare", clips / "clips.csv", "--out", data, side)
     pretrained, finetuned = tmp_path / "pretrain", tmp_path / "finetune"
-    check_run(smoke("digits/pretrain", data, pretrained), pretrained)
+    text = smoke("digits/pretrain", data, pretrained)
+    check_run(text, pretrained)
+    assert "was prepared with" not in text  # what the config wants
     options = (f"--config.init_from.checkpoint_path={pretrained}",)
     text = smoke("digits/finetune", data, finetuned, *options, "--config.data.limit=20")
     last = check_run(text, finetuned)[-1]

@@ -166,7 +166,7 @@ def test_a_bad_update_stops_the_run_and_is_never_saved(tmp_path, monkeypatch):
     for text in (
         "parameter_norm is inf at step 5",
         f"the last good checkpoint is step 4 in {tmp_path}",
-        "try a lower schedule.learning_rate_per_256",
+        "in another --workdir with a lower schedule.learning_rate_per_256",
     ):
         assert text in str(error.value)
     steps = checksums.steps(tmp_path / "checkpoints")

@@ -198,7 +198,7 @@ def test_fixed_numbers_that_are_not_those_of_the_data_are_told(
 ):
     folder = write_set(tmp_path / "set", [np.ones(1600, np.int16)])
     sound = dict(preset="mbt", normalise="fixed", mean=mean, std=std)
-    data = dict(dir=str(folder), split="train", source="records")
+    data = dict(dir=str(folder), split="train", source="records", skip_bad_records=0)
     config = ConfigDict(dict(spectrogram=sound, data=data))
     with caplog.at_level(logging.INFO):
         assert stats.check_fixed(config) == ""

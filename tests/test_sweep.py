@@ -102,6 +102,19 @@ def test_differences_are_paired_by_seed_along_the_first_field():
     assert "Difference" not in sweep.markdown(sweep.summary(results[:1]))
 
 
+def test_a_number_that_one_seed_lacks_is_of_the_others():
+    """What is not finite is not written: d' of a perfect ranking."""
+    results = [
+        (sweep.Cell((("probe", p),), seed, ()), {"top_1": 0.5} | more)
+        for p in ("full", "linear")
+        for seed, more in enumerate([{}, {"d_prime": 2.0}, {"d_prime": 4.0}])
+    ]
+    one, other = sweep.summary(results)
+    assert one["metrics"]["d_prime"]["values"] == [2.0, 4.0]
+    assert other["differences"]["d_prime"]["values"] == [0.0, 0.0]
+    assert len(other["differences"]["top_1"]["values"]) == 3
+
+
 def test_pretrainings_come_first_and_once(tmp_path):
     grid = [("pretrain.mask.rgb.ratio", ["0.5", "0.9"]), ("probe", ["full", "linear"])]
     found = sweep.cells("f.py", grid, 2, tmp_path, (), "p.py")

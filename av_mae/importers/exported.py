@@ -63,4 +63,4 @@ def read(path: Path | str, **options) -> Imported:
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} cannot be read: {error!r}") from error
     rows = [Row(name, name, "") for name in flat]
-    return Imported(config, nested(flat), rows, [], list(meta.get("labels", ())))
+    return Imported(config, nested(flat), rows, [], meta.get("labels") or [], meta)

@@ -29,14 +29,16 @@ class Imported:
 
     config: a complete config tree; params: nested dict of numpy arrays by our names;
     rows: every parameter of the source and of ours; notes: sentences for the report;
-    labels: names of the classes in the order of the head, where the source has them.
+    labels: names of the classes in the order of the head, where the source has them
+    ({head: names} of several); meta: what a folder of ours tells beside them.
     """
 
     config: ConfigDict
     params: dict[str, Any]
     rows: list[Row]
     notes: list[str]
-    labels: list[str] = dataclasses.field(default_factory=list)
+    labels: list[str] | dict[str, list[str]] = dataclasses.field(default_factory=list)
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def report(self) -> str:
         """The rows as a table, then the notes, as text for a terminal."""

@@ -165,6 +165,9 @@ def wanted(work, seeds: int) -> list[str]:
         name = f"{m}, pretrained − linear"
         hopes.append((name, 0.0, row("pretrained", "both", m), baseline))
     lines = [f"\n## What was wanted at {labels:,} labels\n"]
+    lines.append(
+        "Whether more updates would mend a row is in the section after this.\n"
+    )
     lines.append(header("", "wanted, points", "found", ""))
     for name, least, a, b in hopes:
         paired = [a[seed] - b[seed] for seed in a.keys() & b.keys()]
@@ -236,6 +239,10 @@ def inpainted_table(work) -> list[str]:
     lines += [
         line(text, cell([found[k]] if found else [])) for k, text in names.items()
     ]
+    lines.append(
+        "\nWhere the first two are alike, what is drawn does not depend on what is "
+        "heard; at chance it is the mean picture."
+    )
     return lines
 
 

@@ -99,8 +99,7 @@ def make(config, num_clips: int = 0) -> Plan:
 
 def clips_of(config) -> int:
     """Training clips that the config takes of its data set; 0 where none is known."""
-    known = CLIPS.get(PurePath(config.data.dir).name, 0)
-    return min(known, config.data.limit) if config.data.limit else known
+    return config.data.limit or CLIPS.get(PurePath(config.data.dir).name, 0)
 
 
 def days(seconds: float | int) -> str:

@@ -19,7 +19,7 @@ import jax
 from ml_collections import ConfigDict
 
 from av_mae import finetune, inputs, loop, optim, pretrain
-from av_mae.plan import CLIPS
+from av_mae.plan import CLIPS, clips_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -129,7 +129,7 @@ def plan(config) -> Plan:
     """The plan of a config on its published data set."""
     clips = config.batch_size * config.compute.accumulate
     scale, rates = clips / 256, config.schedule
-    known = config.data.limit or CLIPS.get(Path(config.data.dir).name, 0)
+    known = clips_of(config)
     steps = loop.steps(config, known) if known else (0, 0)
     schedule, _ = optim.learning_rate(rates, clips, *(steps if known else (100, 1000)))
     warmup = math.ceil(rates.warmup_epochs * (steps[0] or 100))

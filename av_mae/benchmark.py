@@ -4,6 +4,7 @@
     python -m av_mae.benchmark step --config=configs/audioset/pretrain.py \\
         --config.batch_size=64 --config.compute.attention=xla --json=xla.json
     python -m av_mae.benchmark step --config=… --compare=xla.json
+    python -m av_mae.benchmark step --config=… --vary=data.num_frames=8,16,32
     python -m av_mae.benchmark eval --config=configs/vggsound/finetune.py
     python -m av_mae.benchmark plan --config=… --device=H100
     python -m av_mae.benchmark input --config=configs/digits/pretrain.py
@@ -12,8 +13,10 @@
 `step` times the jitted training step, preprocessing and optimiser included, on
 synthetic batches that lie on the device; `eval` the evaluation of a batch; `plan`
 compiles only and says what a run would take. These three need no data and no library
-that reads any. `input` measures how fast a prepared data set is read, `prepare` how
-fast media files become records.
+that reads any. `--vary` (several may be given) times the config as it is and with each
+of a field's numbers, and prints how the cost grows, counted and measured. `input`
+measures how fast a prepared data set is read, `prepare` how fast media files become
+records.
 
 Useful FLOPs are counted from the config (av_mae/flops.py); MFU is their rate over the
 peak of the device, of the table in av_mae/peaks.py, on a CPU of a matrix product that
@@ -135,8 +138,55 @@ def table(numbers: dict[str, float], other: dict[str, float] | None = None) -> s
     return "\n".join(rows)
 
 
+def vary(config, kind: str, repeats: int, axes: Sequence[str]) -> dict[str, dict]:
+    """{setting: numbers of `measure`} of the config as it is, and of each FIELD=A,B.
+
+    One field is set at a time. Raises UserError for one that the config does not have.
+    """
+    found = {"as it is": measure(config, kind, repeats)}
+    for axis in axes:
+        field, _, values = axis.partition("=")
+        for value in values.split(","):
+            other = type(config)(config.to_dict())
+            other.lock()
+            try:
+                other.update_from_flattened_dict({field: json.loads(value)})
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"--vary={axis}: {str(error).strip()}: write FIELD=A,B with a "
+                    "field of the config and numbers."
+                ) from error
+            found[f"{field}={value}"] = measure(other, kind, repeats)
+    return found
+
+
+def growth(found: dict[str, dict]) -> str:
+    """A Markdown row for each setting: FLOPs and time a clip, times those of the first.
+
+    Beside them MFU, which stays where time grows as the count does.
+    """
+    first = next(iter(found.values()))
+    rows = [
+        "| | GFLOP a clip | × | s a clip | × | MFU |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, x in found.items():
+        counted = x["flops_per_clip"] / first["flops_per_clip"]
+        measured = first["clips_per_second"] / x["clips_per_second"]
+        rows.append(
+            f"| {name} | {x['flops_per_clip'] / 1e9:.4g} | {counted:.2f} | "
+            f"{1 / x['clips_per_second']:.3g} | {measured:.2f} | {x['mfu']:.2f} |"
+        )
+    return "\n".join(rows)
+
+
 def report(config, kind: str, options):
     """`step` and `eval`: measures, prints, compares and writes."""
+    if options.vary:
+        found = vary(config, kind, options.steps, options.vary)
+        print(parallel.describe_devices())
+        print(growth(found))
+        return
     numbers = measure(config, kind, options.steps)
     other = None
     if options.compare:
@@ -174,6 +224,8 @@ def run(kind: str, config_flag, argv: Sequence[str]):
             raise UserError(
                 f"--json and --compare are for step and eval: {kind} only prints."
             )
+        if options.vary and (kind in ("plan", "input") or options.json):
+            raise UserError("--vary is for step and eval, and without --json.")
         commandline.quiet_libraries()
         commandline.show_our_log()
         # A program from the cache would tell nothing of the compiler.
@@ -258,6 +310,7 @@ def main(argv: Sequence[str] | None = None):
     flags.DEFINE_integer("clips", 0, "Clips of the training split; 0: as published.")
     flags.DEFINE_string("json", "", "Where to write the numbers.")
     flags.DEFINE_string("compare", "", "Numbers that --json wrote, to compare with.")
+    flags.DEFINE_multi_string("vary", [], "FIELD=A,B: how the cost grows with it.")
     flags.DEFINE_string("files", "", "input: a folder of source files, to compare.")
     flags.DEFINE_string("device", "", "plan: a name of the table in peaks.py.")
     app.run(

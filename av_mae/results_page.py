@@ -7,7 +7,7 @@ as results.Work has them.
 import itertools
 from collections.abc import Iterator
 
-from av_mae import demo, sweep
+from av_mae import demo, sweep_table
 
 ALL = 0  # labels, as `data.limit` has it
 STARTS = ("scratch", "pretrained")
@@ -37,7 +37,7 @@ def cell(values: list[float]) -> str:
     """Mean and 95 % interval in per cent: `45.1 ± 1.2 (5)`; empty without values."""
     if not values:
         return ""
-    mean, half = sweep.interval(values)
+    mean, half = sweep_table.interval(values)
     text = f"{100 * mean:.1f}"
     return text + (
         f" ± {100 * half:.1f} ({len(values)})" if len(values) > 1 else " (1)"
@@ -172,7 +172,7 @@ def wanted(work, seeds: int) -> list[str]:
     for name, least, a, b in hopes:
         paired = [a[seed] - b[seed] for seed in a.keys() & b.keys()]
         if paired:
-            mean, _ = sweep.interval(paired)
+            mean, _ = sweep_table.interval(paired)
             met = "met" if mean >= least - 1e-9 else "not met"
             lines.append(line(name, f"≥ {100 * least:.0f}", cell(paired), met))
     return lines

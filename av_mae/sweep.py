@@ -16,9 +16,9 @@ belong to a value. `--config.x=…` and `--pretrain.x=…` change all cells.
 A cell is one run of `python -m av_mae.main` in a folder of its own; `--jobs 2` trains
 two at a time, each on its share of the processors. What is finished is not done again:
 give the command once more to go on. The table is in WORKDIR/table.md and table.json:
-mean and 95 % interval over the seeds, and the differences, paired by seed, to the first
-value of the first `--grid`. A cell that its config refuses, as a combination may not
-exist, stands there as failed, and is tried again the next time.
+mean and 95 % interval over the seeds, and the differences, paired by seed, to the point
+of all first values (av_mae/sweep_table.py). A cell that its config refuses, as a
+combination may not exist, stands there as failed, and is tried again the next time.
 """
 
 import argparse
@@ -27,7 +27,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import math
 import os
 import re
 import signal
@@ -35,16 +34,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from av_mae import TrainingError, UserError, commandline, loop, parts
+from av_mae import TrainingError, UserError, commandline, loop, parts, sweep_table
+from av_mae.sweep_table import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 BEFORE = "pretrain."  # before a field of the pretraining config
-Settings = tuple[tuple[str, str], ...]  # (field, value as it is typed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,104 +244,12 @@ def evaluation(folder: Path) -> dict[str, float]:
     }
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half the width of its 95 % interval by Student's t), NaN for one value."""
-    from scipy.stats import t
+def sweep(todo: Sequence[Cell], workdir: Path, jobs: int = 1) -> dict:
+    """Runs all cells, `jobs` at a time, and writes the table anew after each.
 
-    n = len(values)
-    if n < 2:
-        return float(np.mean(values)), math.nan
-    half = t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)
-    return float(np.mean(values)), float(half)
-
-
-def summary(results: Sequence[tuple[Cell, Mapping]]) -> list[dict]:
-    """A row for each point: its fields, the seeds that are done, metrics and failures.
-
-    A metric has its `mean`, `half_width` of the interval (None for one seed) and its
-    `values`, in the order of `seeds`, without those that are not finite; `differences`
-    has the same of its differences to the point with the first value of the first
-    field, over the seeds of both.
+    It is that of `sweep_table.summary`.
     """
-    points: dict[Settings, dict[int, Mapping]] = {}
-    for cell, result in results:
-        points.setdefault(cell.point, {})[cell.seed] = result
-    rows, good = [], {}
-    for point, found in points.items():
-        failed = [result["failed"] for result in found.values() if "failed" in result]
-        good[point] = {k: x for k, x in found.items() if "failed" not in x}
-        row = {"point": dict(point), "seeds": list(good[point])}
-        row["metrics"] = _statistics(list(good[point].values()))
-        first = next(iter(points))[:1] + point[1:]
-        if point != first and first in good:
-            both = good[first].keys() & good[point].keys()
-            pairs = [(good[point][seed], good[first][seed]) for seed in sorted(both)]
-            row["differences"] = _statistics(
-                [{k: x[k] - y[k] for k in x if k in y} for x, y in pairs]
-            )
-        rows.append(row | ({"failed": failed[0]} if failed else {}))
-    return rows
-
-
-def _statistics(found: Sequence[Mapping[str, float]]) -> dict[str, dict]:
-    """{metric: mean, half_width, values} over the seeds that have it (are finite)."""
-    numbers = {}
-    for metric in dict.fromkeys(metric for result in found for metric in result):
-        values = [result[metric] for result in found if metric in result]
-        mean, half = interval(values)
-        half = None if math.isnan(half) else half
-        numbers[metric] = {"mean": mean, "half_width": half, "values": values}
-    return numbers
-
-
-def markdown(rows: Sequence[Mapping], notes: Iterable[str] = ()) -> str:
-    """The table of `summary`: a line for each point, mean ± half of the interval.
-
-    Under it the paired differences, where there are some, and the notes.
-    """
-    fields = list(rows[0]["point"])
-    text = _table(fields, rows, "metrics")
-    differ = [row for row in rows if row.get("differences")]
-    if differ:
-        value = rows[0]["point"][fields[0]]
-        text += f"\nDifference to {fields[0]}={value}, paired by seed:\n\n"
-        text += _table(fields, differ, "differences")
-    lines = [f"- NOTE (of some or all): {note}\n" for note in notes]
-    return text + "\n" * bool(lines) + "".join(lines)
-
-
-def _table(fields: Sequence[str], rows: Sequence[Mapping], kind: str) -> str:
-    metrics = list(dict.fromkeys(m for row in rows for m in row[kind]))
-    lines = [
-        f"| {' | '.join([*fields, 'seeds', *metrics])} |",
-        "|---" * (len(fields) + 1 + len(metrics)) + "|",
-    ]
-    for row in rows:
-        values = [str(row["point"][field]) for field in fields]
-        found = [_cell_text(row[kind].get(metric)) for metric in metrics]
-        if "failed" in row and not row["seeds"]:
-            found = [f"failed: {row['failed']}".replace("|", "\\|")] + found[1:]
-        n = max((len(x["values"]) for x in row[kind].values()), default=0)
-        lines.append(f"| {' | '.join([*values, str(n), *found])} |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell_text(numbers: Mapping | None) -> str:
-    if numbers is None:
-        return ""
-    if numbers["half_width"] is None:
-        return f"{numbers['mean']:.4g}"
-    return f"{numbers['mean']:.4g} ± {numbers['half_width']:.2g}"
-
-
-def sweep(
-    todo: Sequence[Cell], workdir: Path, jobs: int = 1
-) -> tuple[list[dict], list[str]]:
-    """Runs all cells, `jobs` at a time, and writes the tables anew after each.
-
-    The rows of `summary`, and the notes of the runs.
-    """
-    trainings, results, rows = Trainings(workdir), {}, []
+    trainings, results, table = Trainings(workdir), {}, {}
     shares = itertools.count()
     pool = concurrent.futures.ThreadPoolExecutor(
         jobs, initializer=lambda: parts.keep_to_share(next(shares), jobs)
@@ -364,15 +269,18 @@ def sweep(
                 took = loop.duration(seconds)
                 n = len(results)
                 print(f"{n}/{len(todo)}  {where}: {shown}  ({took})", flush=True)
-                rows = summary([(c, results[c]) for c in todo if c in results])
-                (workdir / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
-                text = markdown(rows, list(trainings.notes))
-                (workdir / "table.md").write_text(text)
+                done = {c: results[c] for c in todo if c in results}
+                table = sweep_table.summary(
+                    {(c.point, c.seed): result for c, result in done.items()},
+                    list(trainings.notes),
+                )
+                (workdir / "table.json").write_text(json.dumps(table, indent=1) + "\n")
+                (workdir / "table.md").write_text(sweep_table.markdown(table))
         except BaseException:
             trainings.stop()
             pool.shutdown(cancel_futures=True)
             raise
-    return rows, list(trainings.notes)
+    return table
 
 
 def _in_order(todo: Sequence[Cell]) -> Iterator[Run | Cell]:
@@ -425,10 +333,11 @@ def main(argv=None):
         if given.jobs < 1:
             raise UserError("--jobs must be 1 or more.")
         workdir.mkdir(parents=True, exist_ok=True)
-        rows, notes = sweep(todo, workdir, given.jobs)
+        table = sweep(todo, workdir, given.jobs)
     except UserError as error:
         commandline.stop(error)
-    print(f"\n{markdown(rows, notes)}\nwritten: {workdir / 'table.md'}, table.json")
+    text = sweep_table.markdown(table)
+    print(f"\n{text}\nwritten: {workdir / 'table.md'}, table.json")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
     python docs/licences.py
 
 Follows requirements.txt to everything that it brings along, in the environment that
-runs this; licences are what the packages' own metadata say.
+runs this; licences are what the packages' own metadata say. Of the extras only what
+pyproject.toml names is listed.
 """
 
 import argparse
 import re
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -20,12 +22,20 @@ TEXT = """# Licences of the dependencies
 
 Written by `python docs/licences.py`: requirements.txt (in bold) and all that it brings
 along, with the licences that the packages' metadata name. av_mae itself is under
-Apache-2.0. Extras of pyproject.toml are not here; of them `demo` brings espeak-ng
-(GPL-3.0), which is loaded at run time and not distributed.
+Apache-2.0.
 
 | package | version | licence |
 |---|---|---|
 {rows}
+
+Extras (`pip install -e ".[serve]"`), without what they bring along:
+
+| extra | package | licence |
+|---|---|---|
+{extras}
+
+The extra `demo` brings espeak-ng under GPL-3.0, which is loaded at run time and not
+distributed.
 
 Known weaknesses of what is installed:
 
@@ -76,14 +86,38 @@ def licence(name: str) -> str:
     return re.sub(r"[|*]", "", text[0])[:60] if text else "not told"
 
 
+# As their registry pages say, for those that are not installed where this runs.
+TOLD = {
+    "apache-beam": "Apache-2.0",
+    "gradio": "Apache-2.0",
+    "torch": "BSD-3-Clause",
+    "transformers": "Apache-2.0",
+}
+
+
+def extras() -> list[tuple[str, str]]:
+    """(extra, package) of pyproject.toml."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    named = tomllib.loads(text)["project"]["optional-dependencies"]
+    return [
+        (extra, canonicalize_name(Requirement(line).name))
+        for extra, lines in named.items()
+        for line in lines
+    ]
+
+
 def main():
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     ours, rows = required(), []
     for name in closure(ours):
         shown = f"**{name}**" if name in ours else name
         rows.append(f"| {shown} | {metadata.version(name)} | {licence(name)} |")
-    path = ROOT / "docs" / "licences.md"
-    path.write_text(TEXT.format(rows="\n".join(rows)), encoding="utf-8")
+    more = [
+        f"| {extra} | {name} | {TOLD.get(name) or licence(name)} |"
+        for extra, name in extras()
+    ]
+    text = TEXT.format(rows="\n".join(rows), extras="\n".join(more))
+    (ROOT / "docs" / "licences.md").write_text(text, encoding="utf-8")
     print(f"docs/licences.md: {len(rows)} packages")
 
 

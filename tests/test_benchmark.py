@@ -51,6 +51,32 @@ def test_a_step_is_timed_without_data_and_compared(tmp_path):
     assert f"× {0.5:.3f}" in again
 
 
+def test_the_cost_is_shown_as_a_field_grows():
+    config = synthetic.tiny("digits/pretrain", batch_size=2)
+    with synthetic.quick():
+        found = benchmark.vary(config, "step", 1, ["data.num_frames=2,8"])
+    assert list(found) == ["as it is", "data.num_frames=2", "data.num_frames=8"]
+    counts = []
+    for frames in (config.data.num_frames, 2, 8):
+        config.data.num_frames = frames
+        counts.append(flops.per_clip(config))
+    assert [x["flops_per_clip"] for x in found.values()] == counts
+    row = benchmark.growth(found).splitlines()[-1].split("|")
+    assert row[3].strip() == f"{counts[2] / counts[0]:.2f}"
+    seconds = [1 / x["clips_per_second"] for x in found.values()]
+    assert row[5].strip() == f"{seconds[2] / seconds[0]:.2f}"
+
+
+@pytest.mark.parametrize(
+    "axis", ["data.num_frame=2", "data.num_frames=two", "data.num_frames"]
+)
+def test_a_field_that_cannot_vary_is_named(axis, monkeypatch):
+    monkeypatch.setattr(benchmark, "measure", lambda *_: {})
+    config = synthetic.config("digits/pretrain")
+    with pytest.raises(benchmark.UserError, match=f"--vary={axis}: .* write FIELD=A,B"):
+        benchmark.vary(config, "step", 1, [axis])
+
+
 def test_a_wrong_word_is_one_sentence(tmp_path):
     text = toy.run("-m", "av_mae.benchmark", "stop", code=2)
     assert text.startswith("error: benchmark has no sub-command 'stop'")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import reliability
 import synthetic
+import toy
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -374,6 +375,26 @@ def test_every_field_is_read():
     }
     assert unread == set()
     assert "no_such_field" not in words_read()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("trainer", "more"),
+    [("pretrain", ()), ("finetune", ("augment.mixup=.8", "augment.cutmix=1.0"))],
+)
+def test_a_run_reads_every_field(trainer, more, toy_run, tmp_path):
+    """By its full name, and not as one of all; a trainer's configs have the same."""
+    settings = ("steps=0", "epochs=1.0", *more)
+    toy.run(
+        *("tests/fields_read.py", tmp_path / "read.json", "av_mae.main"),
+        *(f"--config=configs/folder/{trainer}.py:smoke", f"--workdir={tmp_path}/run"),
+        f"--config.data.dir={toy_run / 'set'}",
+        f"--config.init_from.checkpoint_path={toy_run / 'pretrain'}",
+        *(f"--config.{setting}" for setting in settings),
+    )
+    read = set(json.loads((tmp_path / "read.json").read_text()))
+    every = {f"{trainer}:{name}" for name in fields(parse(f"folder/{trainer}"))}
+    assert len(every) > 100 and every - read == set()
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,13 @@
 
 from test_results import made
 
-from av_mae import results_page, sweep
+from av_mae import results_page, sweep_table
 
 
 def test_cells():
     assert results_page.cell([]) == ""
     assert results_page.cell([0.5]) == "50.0 (1)"
-    mean, half = sweep.interval([0.1, 0.2, 0.4])
+    mean, half = sweep_table.interval([0.1, 0.2, 0.4])
     want = f"{100 * mean:.1f} ± {100 * half:.1f} (3)"
     assert results_page.cell([0.1, 0.2, 0.4]) == want
 

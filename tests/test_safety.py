@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,9 @@ def test_the_licence_of_every_dependency_is_listed():
     for name in set(names) - {"tensorflow"}:  # where there is no tensorflow-cpu
         row = rf"^\| \*\*{name.replace('_', '-')}\*\* \| [\d.]+ \| \w"
         assert re.search(row, page, re.M), f"{name}: run `python docs/licences.py`"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    for extra, lines in extras["project"]["optional-dependencies"].items():
+        for line in lines:
+            name = re.match(r"[\w-]+", line)[0]
+            row = rf"^\| {extra} \| {name} \| \w"
+            assert re.search(row, page, re.M), f"{line}: run `python docs/licences.py`"

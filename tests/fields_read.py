@@ -2,8 +2,9 @@
 
     python tests/fields_read.py OUT.json av_mae.main --config=… --workdir=…
 
-A field counts by its full name, `finetune:model.block.eps`, where code of `av_mae` or `data` reads it for itself:
-not as one of all fields (`items`, JSON), nor in `validate`, which only checks them.
+A field counts by its full name, `finetune:model.block.eps`, where code of `av_mae` or
+`data` reads it for itself: not as one of all fields (`items`, JSON), nor in `validate`,
+which only checks them.
 """
 
 import atexit

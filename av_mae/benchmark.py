@@ -23,6 +23,7 @@ peak of the device, of the table in av_mae/peaks.py, on a CPU of a matrix produc
 is measured in between.
 """
 
+import ast
 import functools
 import json
 import logging
@@ -141,23 +142,24 @@ def table(numbers: dict[str, float], other: dict[str, float] | None = None) -> s
 def vary(config, kind: str, repeats: int, axes: Sequence[str]) -> dict[str, dict]:
     """{setting: numbers of `measure`} of the config as it is, and of each FIELD=A,B.
 
-    One field is set at a time. Raises UserError for one that the config does not have.
+    One field is set at a time. Raises UserError for one that the config does not have,
+    before anything is measured.
     """
-    found = {"as it is": measure(config, kind, repeats)}
+    configs = {"as it is": config}
     for axis in axes:
         field, _, values = axis.partition("=")
         for value in values.split(","):
             other = type(config)(config.to_dict())
             other.lock()
             try:
-                other.update_from_flattened_dict({field: json.loads(value)})
-            except (KeyError, TypeError, ValueError) as error:
+                other.update_from_flattened_dict({field: ast.literal_eval(value)})
+            except (KeyError, TypeError, ValueError, SyntaxError) as error:
                 raise UserError(
                     f"--vary={axis}: {str(error).strip()}: write FIELD=A,B with a "
                     "field of the config and numbers."
                 ) from error
-            found[f"{field}={value}"] = measure(other, kind, repeats)
-    return found
+            configs[f"{field}={value}"] = other
+    return {name: measure(one, kind, repeats) for name, one in configs.items()}
 
 
 def growth(found: dict[str, dict]) -> str:

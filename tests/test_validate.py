@@ -124,9 +124,11 @@ def is_valid(name: str, changes: dict) -> bool:
 
 
 @st.composite
-def valid(draw, name: str):
+def valid(draw):
     """A tiny config with a random choice in every field of the tables."""
-    own = {"digits/pretrain": PRETRAIN, "digits/finetune": FINETUNE}[name]
+    name, own = draw(
+        st.sampled_from([("digits/pretrain", PRETRAIN), ("digits/finetune", FINETUNE)])
+    )
     each = {k: st.sampled_from(v) for k, v in (COMMON | own).items()}
     drawn = draw(st.fixed_dictionaries(each).filter(lambda c: is_valid(name, c)))
     config = synthetic.tiny(name, batch_size=2, eval__batch_size=2, **drawn)
@@ -178,19 +180,17 @@ def check_valid(config):
 
 @pytest.mark.slow
 @pytest.mark.stress
-@pytest.mark.parametrize("trainer", TRAINERS)
-def test_many_valid_configs_take_a_step(trainer):
+def test_many_valid_configs_take_a_step():
     tried = []
 
-    @settings(MANY, max_examples=EXAMPLES // 2)
-    @given(valid(f"digits/{trainer}"))
+    @MANY
+    @given(valid())
     def check(config):
         check_valid(config)
         tried.append(config)
 
     check()
-    outcome = "a step, a finite loss"
-    reliability.record(f"random valid config: {trainer}", len(tried), outcome)
+    reliability.record("random valid config", len(tried), "a step, a finite loss")
 
 
 # Random broken configs: one fault in an otherwise valid one.

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 48, 10, 24, 34
+LEFT, RIGHT, TOP, BOTTOM = 48, 20, 24, 34
 COLOURS = 8  # of series; more begin again, dashed
 
 Number = float | int

@@ -116,7 +116,8 @@ def markdown(table: Mapping) -> str:
     for row in rows:
         line = _line(named(row), row["metrics"], _metrics(rows, "metrics"))
         if "failed" in row and not row["seeds"]:
-            line[len(fields) + 1] = f"failed: {row['failed']}".replace("|", "\\|")
+            at = slice(len(fields) + 1, len(fields) + 2)  # nothing yet, or a metric
+            line[at] = [f"failed: {row['failed']}".replace("|", "\\|")]
         lines.append(line)
     text = _table([*fields, "seeds", *_metrics(rows, "metrics")], lines)
     if differ := [row for row in rows if row.get("differences")]:

@@ -43,6 +43,11 @@ def test_the_table_has_means_and_failures():
     ]
 
 
+def test_a_table_of_failures_alone():
+    table = sweep_table.summary({((("probe", "odd"),), 0): {"failed": "no."}})
+    assert sweep_table.markdown(table).splitlines()[2] == "| odd | 0 | failed: no. |"
+
+
 def grid_results(values, probes=("full", "linear"), pools=("mean", "cls")) -> dict:
     """{(point, seed): result} of values [probe pool seed]; NaN: not done."""
     named = itertools.product(enumerate(probes), enumerate(pools))

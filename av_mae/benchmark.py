@@ -226,8 +226,11 @@ def run(kind: str, config_flag, argv: Sequence[str]):
             raise UserError(
                 f"--json and --compare are for step and eval: {kind} only prints."
             )
-        if options.vary and (kind in ("plan", "input") or options.json):
-            raise UserError("--vary is for step and eval, and without --json.")
+        alone = kind in ("step", "eval") and not (options.json or options.compare)
+        if options.vary and not alone:
+            raise UserError(
+                "--vary is for step and eval, without --json and --compare."
+            )
         commandline.quiet_libraries()
         commandline.show_our_log()
         # A program from the cache would tell nothing of the compiler.

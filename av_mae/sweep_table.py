@@ -87,8 +87,9 @@ def _means(good, field: str, value: str, first: str) -> list[dict]:
             other = tuple((f, first if f == field else v) for f, v in point)
             for seed, numbers in _paired(found, good.get(other, {})).items():
                 seeds.setdefault(seed, []).append(numbers)
+    mean = lambda each, k: float(np.mean([x[k] for x in each if k in x]))
     return [
-        {k: float(np.mean([x[k] for x in each if k in x])) for k in each[0]}
+        {k: mean(each, k) for k in dict.fromkeys(k for x in each for k in x)}
         for each in seeds.values()
     ]
 

@@ -11,6 +11,7 @@ import atexit
 import json
 import runpy
 import sys
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -30,7 +31,7 @@ def reader() -> str:
 
 def recorded(self, key):
     value, module = get(self, key), reader()
-    if id(self) not in names and "trainer" in self.keys():  # noqa: SIM118 (it is slow)
+    if id(self) not in names and "trainer" in self:
         names[id(self)] = get(self, "trainer") + ":"
         groups.append(self)
     if id(self) in names:
@@ -48,6 +49,6 @@ def recorded(self, key):
 if __name__ == "__main__":
     out, module = sys.argv[1:3]
     del sys.argv[1:3]
-    atexit.register(lambda: open(out, "w").write(json.dumps(sorted(read))))
+    atexit.register(lambda: Path(out).write_text(json.dumps(sorted(read))))
     ConfigDict.__getitem__ = recorded
     runpy.run_module(module, run_name="__main__", alter_sys=True)

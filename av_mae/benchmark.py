@@ -147,8 +147,8 @@ def vary(config, kind: str, repeats: int, axes: Sequence[str]) -> dict[str, dict
     """
     configs = {"as it is": config}
     for axis in axes:
-        field, _, values = axis.partition("=")
-        for value in values.split(","):
+        field, values = commandline.axis("--vary", axis)
+        for value in values:
             other = type(config)(config.to_dict())
             other.lock()
             try:
@@ -156,7 +156,7 @@ def vary(config, kind: str, repeats: int, axes: Sequence[str]) -> dict[str, dict
             except (KeyError, TypeError, ValueError, SyntaxError) as error:
                 raise UserError(
                     f"--vary={axis}: {str(error).strip()}: write FIELD=A,B with a "
-                    "field of the config and numbers."
+                    "field of the config and its values."
                 ) from error
             configs[f"{field}={value}"] = other
     return {name: measure(one, kind, repeats) for name, one in configs.items()}

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 
 from absl import flags
@@ -45,6 +46,20 @@ def parse(holder: flags.FlagHolder, argv: list[str]) -> list[str]:
         stop(UserError(f"--config: {str(error).splitlines()[-1].strip()}"))
     except (UserError, flags.Error, KeyError, TypeError, ValueError) as error:
         stop(error)
+
+
+def axis(flag: str, text: str) -> tuple[str, list[str]]:
+    """(name, values) of `NAME=A,B`; commas within brackets or quotes part nothing.
+
+    Raises UserError, which names the flag, for a text of another form.
+    """
+    name, equals, values = text.partition("=")
+    parts = re.findall(
+        r"""(?:[^,(\["']|\([^)]*\)|\[[^\]]*\]|"[^"]*"|'[^']*')+""", values
+    )
+    if not (name and equals and parts):
+        raise UserError(f"{flag} {text!r}: write NAME=A,B, a name and its values.")
+    return name, parts
 
 
 def stop(error: Exception):

@@ -73,10 +73,10 @@ def levels_of(kinds: Sequence[str], given: Sequence[str]) -> dict[str, tuple]:
     """{kind: levels}; `given` are KIND=A,B. Raises ConfigError for an unknown kind."""
     found = {kind: choose("--kinds", kind, LEVELS) for kind in kinds}
     for text in given:
-        kind, _, values = text.partition("=")
+        kind, values = commandline.axis("--levels", text)
         choose("--levels", kind, found)
         try:
-            found[kind] = tuple(float(value) for value in values.split(","))
+            found[kind] = tuple(float(value) for value in values)
         except ValueError as error:
             raise ConfigError(
                 f"--levels {text!r}: write KIND=A,B as in --levels blur=1,2."

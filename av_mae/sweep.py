@@ -67,19 +67,6 @@ class Cell:
     runs: tuple[Run, ...]
 
 
-def axis(text: str) -> tuple[str, list[str]]:
-    """(field, values) of `FIELD=A,B`; commas within brackets or quotes part nothing."""
-    field, equals, values = text.partition("=")
-    parts = re.findall(
-        r"""(?:[^,(\["']|\([^)]*\)|\[[^\]]*\]|"[^"]*"|'[^']*')+""", values
-    )
-    if not (field and equals and parts):
-        raise UserError(
-            f"--grid {text!r}: write FIELD=A,B as in --grid probe=full,linear."
-        )
-    return field, parts
-
-
 def cells(
     config: str,
     grid: Sequence[tuple[str, Sequence[str]]],
@@ -325,7 +312,8 @@ def main(argv=None):
     given, rest = parser.parse_known_args(argv)
     commandline.quiet_libraries()
     try:
-        axes, common = [axis(text) for text in given.grid], fields_of(rest)
+        axes = [commandline.axis("--grid", text) for text in given.grid]
+        common = fields_of(rest)
         workdir = given.workdir.resolve()
         todo = cells(given.config, axes, given.seeds, workdir, common, given.pretrain)
         if not todo:

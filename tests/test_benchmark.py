@@ -73,7 +73,9 @@ def test_the_cost_is_shown_as_a_field_grows():
 def test_a_field_that_cannot_vary_is_named(axis, monkeypatch):
     monkeypatch.setattr(benchmark, "measure", lambda *_: {})
     config = synthetic.config("digits/pretrain")
-    with pytest.raises(benchmark.UserError, match=f"--vary={axis}: .* write FIELD=A,B"):
+    lists = """modalities=("rgb",),("rgb","spectrogram")"""
+    assert len(benchmark.vary(config, "step", 1, [lists])) == 3
+    with pytest.raises(benchmark.UserError, match=f"--vary.*{axis}.*: .*write .*=A,B"):
         benchmark.vary(config, "step", 1, [axis])
 
 

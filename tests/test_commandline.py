@@ -1,10 +1,22 @@
 """Tests of av_mae/commandline.py; whole commands with wrong flags are in test_main."""
 
+import functools
 import logging
 
 import pytest
 
 from av_mae import UserError, commandline
+
+
+def test_an_axis_keeps_commas_in_brackets():
+    axis = functools.partial(commandline.axis, "--grid")
+    assert axis("probe=full,linear") == ("probe", ["full", "linear"])
+    text = """modalities=("rgb",),('rgb','spectrogram')"""
+    assert axis(text)[1] == ["""("rgb",)""", "('rgb','spectrogram')"]
+    assert axis("x=''")[1] == ["''"]
+    for wrong in ("probe", "probe=", "=full"):
+        with pytest.raises(UserError, match=f"--grid '{wrong}': write NAME=A,B"):
+            axis(wrong)
 
 
 @pytest.mark.parametrize(

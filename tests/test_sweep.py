@@ -10,16 +10,6 @@ import toy
 from av_mae import UserError, sweep
 
 
-def test_an_axis_keeps_commas_in_brackets():
-    assert sweep.axis("probe=full,linear") == ("probe", ["full", "linear"])
-    text = """modalities=("rgb",),('rgb','spectrogram')"""
-    assert sweep.axis(text)[1] == ["""("rgb",)""", "('rgb','spectrogram')"]
-    assert sweep.axis("x=''")[1] == ["''"]
-    for wrong in ("probe", "probe=", "=full"):
-        with pytest.raises(UserError, match="write FIELD=A,B"):
-            sweep.axis(wrong)
-
-
 def test_cells_are_all_combinations_and_pretrainings_are_shared(tmp_path):
     grid = [("pretrain.mask.rgb.ratio", ["0.5", "0.9"]), ("probe", ["full", "linear"])]
     common = (("pretrain.steps", "3"), ("steps", "2"))

@@ -82,7 +82,14 @@ class Mirror:
     def pull(self):
         """Fills `here` from the bucket where that has the newer good step."""
         newest = max(_complete(self.here / checksums.FOLDER), default=-1)
-        for step in reversed(_complete(self.there / checksums.FOLDER)):
+        steps = _complete(self.there / checksums.FOLDER)
+        if newest > max(steps, default=-1):
+            log.warning(
+                "This machine has step %d of %s, which the bucket lacks: the run goes "
+                "on from it. Delete %s to begin with what the bucket holds.",
+                *(newest, self.there, self.here),
+            )
+        for step in reversed(steps):
             if step <= newest:
                 break
             problem = self._take(step)
@@ -118,10 +125,7 @@ class Mirror:
         """Steps that both have need not be copied again."""
         there, here = (x / checksums.FOLDER for x in (self.there, self.here))
         for step in {*_complete(there)} & {*_complete(here)}:
-            seals = [
-                (x / f"{step}/checksums-0.json").read_text() for x in (there, here)
-            ]
-            if seals[0] == seals[1]:
+            if _seals(there / str(step)) == _seals(here / str(step)):
                 for name in _files(here / str(step)):
                     name = f"{checksums.FOLDER}/{step}/{name}"
                     self._sent[name] = _state(self.here / name)
@@ -167,7 +171,9 @@ class Mirror:
 def fetched(path: str | os.PathLike) -> Path:
     """A copy on this machine of a checkpoint in a bucket, the folder of one step.
 
-    path: as of `checkpoints.find`. Raises CheckpointError where there is none.
+    path: as of `checkpoints.find`. An earlier copy serves where its checksums are the
+    bucket's; copies of steps that the bucket has no more are deleted. Raises
+    CheckpointError where there is none.
     """
     there = epath.Path(path)
     if there.name.isdigit() and (there / "state").is_dir():
@@ -182,9 +188,11 @@ def fetched(path: str | os.PathLike) -> Path:
             f"{path} holds no complete checkpoint: give a workdir, its checkpoints "
             "folder or a step in it."
         )
+    for old in {*checksums.steps(_cache(folder))} - {*checksums.steps(folder)}:
+        checksums.delete(_cache(folder) / str(old))
     for step in map(str, reversed(steps)):
         here = _cache(folder) / step
-        if checksums.verify(here):
+        if _seals(here) != _seals(folder / step) or checksums.verify(here):
             shutil.rmtree(here, ignore_errors=True)
             log.info("copying %s to %s", folder / step, here)
             for name in sorted(_files(folder / step), key=_checksums_last):
@@ -209,6 +217,11 @@ def _complete(folder) -> list[int]:
         for step in checksums.steps(folder)
         if not checksums.missing(folder / str(step))
     ]
+
+
+def _seals(step) -> dict[str, bytes]:
+    """{name: contents} of a step's checksums files, by which two copies are one."""
+    return {x.name: x.read_bytes() for x in step.glob("checksums-*.json")}
 
 
 def _files(folder) -> Iterator[str]:

@@ -20,11 +20,11 @@ from av_mae import (
 RUN = "gs://mine/run"
 
 
-def step_of(workdir, step: int, whole: bool = True):
+def step_of(workdir, step: int, whole: bool = True, content: bytes = b""):
     """A step as a finished save leaves it; or without checksums, as a kill does."""
     folder = workdir / "checkpoints" / str(step)
     (folder / "state").mkdir(parents=True)
-    (folder / "state" / "array").write_bytes(bytes([step]) * 99)
+    (folder / "state" / "array").write_bytes(content or bytes([step]) * 99)
     if whole:
         checksums.seal(folder, 0, 1)
 
@@ -139,12 +139,14 @@ def test_a_damaged_step_of_the_bucket_is_passed_over(
         assert checksums.steps(folder / "checkpoints") == [1]
 
 
-def test_a_newer_step_of_this_machine_stays(bucket):
+def test_a_newer_step_of_this_machine_stays_and_is_told(bucket, caplog):
     with mirror.kept(RUN) as folder:
         step_of(folder, 1)
     step_of(folder, 2)  # the machine stopped before it could be copied
     with mirror.kept(RUN) as again:
         assert checksums.steps(again / "checkpoints") == [1, 2]
+    told = f"has step 2 of {RUN}, which the bucket lacks: the run goes on from it"
+    assert [told in row.getMessage() for row in caplog.records] == [True]
     assert checksums.steps(bucket.folder / "mine/run/checkpoints") == [1, 2]
 
 
@@ -239,6 +241,18 @@ def test_a_run_goes_on_from_the_bucket_and_its_weights_are_read(
         params, config, meta = checkpoints.load(name)
         np.testing.assert_array_equal(params["w"], values["params"]["w"])
         assert (config, meta["labels"]) == ({"a": 1}, ["x"])
+
+
+def test_a_copy_of_another_run_or_of_a_deleted_step_is_not_kept(bucket):
+    run = bucket.folder / "mine/run"
+    step_of(run, 1)
+    old = mirror.fetched(RUN)
+    shutil.rmtree(run)  # begun anew, in the same place
+    step_of(run, 1, content=b"other")
+    assert (mirror.fetched(RUN) / "state/array").read_bytes() == b"other"
+    shutil.rmtree(run / "checkpoints/1")
+    step_of(run, 2)
+    assert mirror.fetched(RUN).name == "2" and not old.exists()
 
 
 def test_a_copy_that_was_damaged_is_fetched_again(bucket):

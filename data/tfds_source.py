@@ -22,13 +22,18 @@ only the wanted frames are decoded. Used are, among the features on the top leve
 
 The list of what the records hold is made by reading all of them once; it is kept in the
 user's cache (`$XDG_CACHE_HOME/av_mae/tfds`, else under `~/.cache`).
+
+A data set may come from a stranger: features that are not TFDS's own, whose code TFDS
+would import, are refused, and so are community data sets (`tfds:NAMESPACE:NAME`).
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Sequence
 from functools import cached_property
@@ -275,15 +280,44 @@ class Records:
         )
 
 
+@contextlib.contextmanager
+def _own_features():
+    """Inside, TFDS builds features of its own alone.
+
+    The features.json of a data set may name any class, and TFDS imports its module: a
+    folder that somebody made could run what it likes.
+    """
+    from tensorflow_datasets.core.features.feature import FeatureConnector
+
+    import_class = FeatureConnector.cls_from_name
+
+    def own(name: str):
+        if not name.startswith("tensorflow_datasets."):
+            raise ValueError(f"its features.json names {name!r}, no feature of TFDS")
+        return import_class(name)
+
+    FeatureConnector.cls_from_name = staticmethod(own)
+    try:
+        yield
+    finally:
+        FeatureConnector.cls_from_name = import_class
+
+
 def _builder(where: str):
     """TFDS's builder of a name or a folder; RecordError where there is none."""
     import tensorflow_datasets as tfds
 
+    if re.match(r"tfds:[\w.-]+:[A-Za-z]", where):
+        raise RecordError(
+            f"{where} is a community data set, whose code TFDS would download and run: "
+            "build it, and give its folder as data.dir."
+        )
     try:
-        if where.startswith("tfds:"):
-            builder = tfds.builder(where.removeprefix("tfds:"))
-        else:
-            builder = tfds.builder_from_directory(where)
+        with _own_features():
+            if where.startswith("tfds:"):
+                builder = tfds.builder(where.removeprefix("tfds:"))
+            else:
+                builder = tfds.builder_from_directory(where)
     except Exception as error:  # of many kinds: not found, metadata damaged, imports
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RecordError(

@@ -1,5 +1,6 @@
 """TFDS data sets as a source: some that TFDS itself builds here."""
 
+import json
 import pickle
 import sys
 from types import SimpleNamespace
@@ -135,6 +136,27 @@ def test_what_cannot_be_read_is_told(tmp_path):
         tfds_source.Records(build(tmp_path, "texts", features=text), "train")
     with pytest.raises(RecordError, match="TFDS cannot open it"):
         tfds_source.Records(tmp_path / "nowhere", "train")
+
+
+def test_a_data_set_runs_nothing_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "payload.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    info = {"name": "toys", "version": "1.0.0", "fileFormat": "array_record"}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    evil = {"pythonClassName": "payload.X", "jsonFeature": {"json": "{}"}}
+    inner = {"features": {"a": evil}}
+    own = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+    for features in (
+        evil,
+        {"type": "payload.X", "content": "{}"},
+        {"pythonClassName": own, "featuresDict": inner},
+    ):
+        (tmp_path / "features.json").write_text(json.dumps(features))
+        with pytest.raises(RecordError, match="names 'payload.X', no feature of TFDS"):
+            tfds_source.Records(tmp_path, "train")
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(RecordError, match="community data set, whose code"):
+        tfds_source.Records("tfds:somebody:toys", "train")
 
 
 def test_a_record_that_is_damaged_is_named():

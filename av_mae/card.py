@@ -68,19 +68,23 @@ def text(
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def results_of(checkpoint: Path | str) -> dict[str, float]:
+def results_of(checkpoint: Path | str, weights: str = "params") -> dict[str, float]:
     """The numbers of the last evaluation of a run, up to a step; none where none is.
 
-    checkpoint: a workdir, the folder of its checkpoints, or one of them.
+    checkpoint: a workdir, the folder of its checkpoints, or one of them; weights: those
+    that were evaluated, `params` or `ema`.
     """
     path, step = Path(checkpoint).absolute(), math.inf
     if path.name.isdigit() and (path / "state").is_dir():
         path, step = path.parent, int(path.name)
     if path.name == checksums.FOLDER:
         path = path.parent
-    rows = [row for row in loop.read_metrics(path) if row["step"] <= step]
-    rows = [row for row in rows if any(name.startswith("eval/") for name in row)]
-    return {k: v for k, v in rows[-1].items() if k != "step"} if rows else {}
+    rows = [row for row in loop.evaluations(path) if row["step"] <= step]
+    found = {k: v for k, v in rows[-1].items() if k != "step"} if rows else {}
+    averaged = {k: v for k, v in found.items() if "/ema_" in k}
+    if weights == "ema":
+        return {k.replace("/ema_", "/"): v for k, v in averaged.items()}
+    return {k: v for k, v in found.items() if k not in averaged}
 
 
 def label_lines(labels: Sequence[str] | Mapping[str, Sequence[str]]) -> str:

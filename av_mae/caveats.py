@@ -49,7 +49,8 @@ def of_corruption(config) -> list[str]:
 
 def of_evaluation(config, dataset, said: Sequence[str]) -> list[str]:
     """What `said`, the caveats of the weights, does not yet say of an evaluation."""
-    found = of_data(config, dataset, config.eval.split) + of_corruption(config)
+    found = of_data(config, dataset, config.eval.split)
+    found += of_subsets(config, dataset) + of_corruption(config)
     return [sentence for sentence in found if sentence not in said]
 
 
@@ -68,6 +69,32 @@ def of_unused(unused: Sequence[str], total: int) -> list[str]:
         return []
     shown = ", ".join(unused[:SHOWN]) + (", …" if len(unused) > SHOWN else "")
     return [f"{len(unused)} of {total} parameters of the source are left out: {shown}"]
+
+
+def of_changes(changes: Mapping[str, tuple[Any, Any]], sentence: str) -> list[str]:
+    """Fields whose value is another, behind `sentence`.
+
+    changes: {field: (before, now)}, as `checkpoints.changes` finds them.
+    """
+    if not changes:
+        return []
+    told = [f"{x} is {now!r}, not {before!r}" for x, (before, now) in changes.items()]
+    more = [f"{len(told) - SHOWN} more"] if len(told) > SHOWN else []
+    return [f"{sentence}: {', '.join([*told[:SHOWN], *more])}"]
+
+
+def of_subsets(config, dataset) -> list[str]:
+    """Evaluated subsets of the modalities that some clips have nothing of.
+
+    Their numbers are of other clips than those of all modalities.
+    """
+    total = dataset.num_clips
+    return [
+        f"numbers of {name} are of the {having} of {total} clips of "
+        f"{config.eval.split} that have it"
+        for name, having in dataset.having.items()
+        if name in config.eval.modalities and having < total
+    ]
 
 
 def of_inputs(theirs, config) -> list[str]:

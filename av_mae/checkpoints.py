@@ -46,6 +46,11 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 
+TOLD = re.compile(
+    r"steps|epochs|nonfinite|compute\.dtype|eval\.(split|average|corruption)"
+)
+"""Those of `FREE` that change what the numbers from then on are of, or the schedule."""
+
 FREE = re.compile(
     r"(mode|steps|epochs|dry_run|workdir|nonfinite)"
     r"|(log|eval|checkpoint|parallel)\..*"
@@ -104,13 +109,14 @@ class Checkpoints:
             folder = self.folder / str(step)
             if checksums.verify(folder, parts=("config", "meta")):
                 continue  # a damaged or unfinished step: an older one will tell
-            config, meta = _read_json(folder, "config"), _read_json(folder, "meta")
-            field = differing(config, self._config)
-            if field:
-                raise CheckpointError(
-                    f"{self.workdir} holds another experiment: {field}; choose another "
-                    "--workdir, or set the field back."
-                )
+            config, meta = _read_json(folder, "config"), _meta(folder)
+            for name, (old, new) in changes(config, self._config).items():
+                if not FREE.fullmatch(name):
+                    raise CheckpointError(
+                        f"{self.workdir} holds another experiment: config.{name} is "
+                        f"{new!r}, there it is {old!r}; choose another --workdir, or "
+                        "set the field back."
+                    )
             ours, theirs = (m.get("dataset_checksum") for m in (self._meta, meta))
             if ours and theirs and ours != theirs:
                 raise CheckpointError(
@@ -125,23 +131,41 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict[str, Any]:
         """What is stored beside a step that `latest` found good."""
-        return _read_json(self.folder / str(step), "meta")
+        return _meta(self.folder / str(step))
+
+    def config(self, step: int) -> dict[str, Any]:
+        """The config that is stored beside it."""
+        return _read_json(self.folder / str(step), "config")
 
     def due(self, step: int) -> bool:
         """Whether `save` would save at this step without force."""
         return step % self._every == 0
 
     def latest(self) -> int | None:
-        """The newest complete and undamaged step; what is passed over is logged."""
+        """The newest complete and undamaged step; what is passed over is logged.
+
+        None where there is none, or one alone that a kill left unfinished. Raises
+        CheckpointError where what is there is damaged: to begin anew would replace it.
+        """
+        damaged = ""
         while True:
             # Process 0 decides: the others might list the folder at another moment.
             left = [s for s in checksums.steps(self.folder) if s not in self._bad]
             step = _from_first(max(left, default=-1))
+            if step < 0 and damaged:
+                raise CheckpointError(
+                    f"{self.folder} holds no good checkpoint, and nothing in it was "
+                    f"changed: {damaged} Restore the files from a copy, or move this "
+                    "folder away to begin anew."
+                )
             if step < 0:
                 return None
+            folder = self.folder / str(step)
             problem = self._problem(step)
             if not problem:
                 return step
+            if _from_first(not checksums.missing(folder)):
+                damaged = f"in step {step}, {problem}"
             self._bad.add(step)
             log.warning("Step %d of %s is passed over: %s", step, self.folder, problem)
 
@@ -310,12 +334,7 @@ def load(
     """
     folder, step = find(path)
     folder = folder / str(step)
-    config, meta = _read_json(folder, "config"), _read_json(folder, "meta")
-    if meta["format"] > FORMAT:
-        raise CheckpointError(
-            f"{folder} has format {meta['format']}, this release reads up to {FORMAT}: "
-            "update av_mae."
-        )
+    config, meta = _read_json(folder, "config"), _meta(folder)
     with _reader() as reader:
         saved = reader.metadata(epath.Path(folder / "state")).tree
         if weights not in saved:
@@ -369,7 +388,11 @@ def _lock(folder: Path) -> int | None:
     except OSError as error:
         os.close(lock)
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            return None  # a file system without locks
+            log.warning(
+                "%s has no locks (%s): take care that no second run works there.",
+                *(folder.parent, error.strerror),
+            )
+            return None
         raise CheckpointError(
             f"{folder.parent} is in use by another run: choose another --workdir, or "
             "stop that run."
@@ -397,16 +420,31 @@ def _read_json(folder: Path, item: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def differing(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
-    """The first field in which two configs are different experiments, with both
-    values; '' if there is none. A field that only one of them has is not compared:
-    releases add fields. Numbers may differ by rounding: mean and deviation of the data,
-    measured on other devices."""
+def _meta(folder: Path) -> dict[str, Any]:
+    """What is stored beside a step; CheckpointError for one of a later release."""
+    meta = _read_json(folder, "meta")
+    if meta["format"] > FORMAT:
+        raise CheckpointError(
+            f"{folder} has format {meta['format']}, this release reads up to {FORMAT}: "
+            "update av_mae."
+        )
+    return meta
+
+
+def changes(
+    saved: Mapping[str, Any], current: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """{dotted field: (value in saved, in current)} where two JSON configs differ.
+
+    A field that only one of them has is not compared: releases add fields. Numbers may
+    differ by rounding: mean and deviation of the data, measured on other devices.
+    """
     old, new = _dotted(saved), _dotted(current)
-    for name, value in old.items():
-        if name in new and not (_alike(new[name], value) or FREE.fullmatch(name)):
-            return f"config.{name} is {new[name]!r}, there it is {value!r}"
-    return ""
+    return {
+        name: (value, new[name])
+        for name, value in old.items()
+        if name in new and not _alike(new[name], value)
+    }
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -91,7 +91,7 @@ def export(
         lines = card.label_lines(meta["labels"])
         (out / "labels.txt").write_text(lines, encoding="utf-8")
     count = sum(x.size for x in flat.values())
-    results = card.results_of(checkpoint)
+    results = card.results_of(checkpoint, weights)
     text = card.text(config, meta, results, count, to, program, licence)
     (out / "README.md").write_text(text, encoding="utf-8")
     return notes

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 LABELS = evaluation.LABELS
 PREDICTIONS = "predictions.npz"
-"""In the workdir: what the last evaluation predicted; see `write_predictions`."""
+"""In the workdir: what the model predicts when it is trained; `write_predictions`."""
 
 
 def train(config, data: dict, workdir: Path) -> dict[str, float]:
@@ -73,15 +73,23 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
     step = update.make(loss, tx, accumulate, run.abstract, mesh, options)
 
     # The loop.
+    def assess(state, done):
+        rows = [] if done >= total else None
+        with run.kept(done, state):
+            results = measure(runs.weights(state), data["eval"], put, rows)
+            run.report(done, results)
+            if rows:
+                write_predictions(run.workdir, rows)
+        return results
+
     state, results = run.state, {}
     clock = loop.Clock(clips, run.step, total)
     batches = loop.prefetch(data["train"].train(clips, run.step), put, clock=clock)
     with run, contextlib.closing(batches):
         if run.step >= total:
-            log.info("all %d steps are done; evaluating", total)
-            rows = []
-            results = measure(runs.weights(run.state), data["eval"], put, rows)
-            write_predictions(run.workdir, rows)
+            log.info("step %d is done, of %d; evaluating", run.step, total)
+        if run.step >= total or run.lacks_evaluation(eval_every):
+            results = assess(state, run.step)
         for done in range(run.step + 1, total + 1):
             batch = next(batches)
             state, numbers = step(state, batch)
@@ -92,11 +100,7 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
                 run.log(clock, total)
             if done % eval_every == 0 or last:
                 with clock.pause():
-                    rows = [] if last else None
-                    results = measure(runs.weights(state), data["eval"], put, rows)
-                    run.report(done, results)
-                    if last:
-                        write_predictions(run.workdir, rows)
+                    results = assess(state, done)
             stop = run.preemption.reached(done)
             if stop or last or run.due(done):
                 with clock.pause():
@@ -105,7 +109,7 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
                 log.info("stopped by SIGTERM after step %d; run again to go on", done)
                 break
         else:
-            run.conclude(results)
+            run.conclude(results, data["eval"].notes)
     return results
 
 
@@ -118,6 +122,7 @@ def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
     runs.log_data(config, "eval", split, dataset)
     log.info("evaluating %s%s", workdir, caveats.text(said))
     results = evaluation.run(config, measures, weights, dataset, put)
+    said += caveats.of_evaluation(config, dataset, said)  # what it met on its way
     log.info("evaluation on %s: %s%s", split, runs.text(results), caveats.text(said))
     return results
 

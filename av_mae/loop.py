@@ -28,6 +28,7 @@ from av_mae import TrainingError
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+BEFORE = "metrics-before.jsonl"
 NONFINITE = "nonfinite.jsonl"
 EVENTS = "events.out.tfevents"  # and time, host and process: TensorBoard's files
 
@@ -80,6 +81,7 @@ class Clock:
         self.clips_per_step, self.total_steps = clips_per_step, total_steps
         self._now = now
         self._running: Any = ()
+        self._first: tuple[int, float] | None = None  # step and time of a report
         self._restart(step)
 
     def _restart(self, step: int):
@@ -112,16 +114,22 @@ class Clock:
             self._waited += self._now() - start
 
     def report(self, step: int) -> dict[str, float]:
-        """clips_per_second, wait_share (0 to 1), seconds_per_step, seconds_left."""
+        """clips_per_second, wait_share (0 to 1), seconds_per_step, seconds_left.
+
+        What is left counts pauses too, as they were since the first report.
+        """
         jax.block_until_ready(self._running)
         seconds = max(self._now() - self._start - self._paused, 1e-9)
         done = step - self._step
-        per_step = seconds / max(done, 1)
+        per_step = whole = seconds / max(done, 1)
+        if self._first and step > self._first[0]:
+            whole = (self._now() - self._first[1]) / (step - self._first[0])
+        self._first = self._first or (step, self._now())
         numbers = {
             "clips_per_second": done * self.clips_per_step / seconds,
             "wait_share": min(self._waited / seconds, 1.0),
             "seconds_per_step": per_step,
-            "seconds_left": per_step * max(self.total_steps - step, 0),
+            "seconds_left": whole * max(self.total_steps - step, 0),
         }
         self._restart(step)
         return numbers
@@ -292,17 +300,28 @@ def read_metrics(workdir: Path | str) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict) and "step" in row]
 
 
+def evaluations(workdir: Path | str) -> list[dict[str, Any]]:
+    """Those of an evaluation, with what training wrote in the same row."""
+    rows = read_metrics(workdir)
+    return [row for row in rows if any(name.startswith("eval/") for name in row)]
+
+
 def cut_metrics(workdir: Path | str, step: int):
     """Cuts `metrics.jsonl` to the lines at or before `step`; -1 empties it.
 
     A line that was only half written when the run was killed goes too. The new file
-    replaces the old at once, so that a kill leaves one or the other.
+    replaces the old at once, so that a kill leaves one or the other. What a run that
+    begins anew would empty is kept in `BEFORE`, the longest such file.
     """
     path = Path(workdir) / METRICS
     if jax.process_index() != 0 or not path.exists():
         return
-    kept = []
+    kept, before = [], path.with_name(BEFORE)
     with writing(path):
+        size = before.stat().st_size if before.exists() else 0
+        if step <= 0 and path.stat().st_size > size:
+            log.info("%s of an earlier start is kept in %s", METRICS, before)
+            shutil.copyfile(path, before)
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 if json.loads(line)["step"] <= step:

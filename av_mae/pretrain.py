@@ -73,13 +73,21 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
     step = update.make(loss, tx, accumulate, run.abstract, mesh, options)
 
     # The loop.
+    def assess(state, done):
+        with run.kept(done, state):
+            results = measure(runs.weights(state), data["eval"], put)
+            run.report(done, results)
+            draw(state["params"], data["eval"], put, run, done)
+        return results
+
     state, results = run.state, {}
     clock = loop.Clock(clips, run.step, total)
     batches = loop.prefetch(data["train"].train(clips, run.step), put, clock=clock)
     with run, contextlib.closing(batches):
         if run.step >= total:
-            log.info("all %d steps are done; evaluating", total)
-            results = measure(runs.weights(run.state), data["eval"], put)
+            log.info("step %d is done, of %d; evaluating", run.step, total)
+        if run.step >= total or run.lacks_evaluation(eval_every):
+            results = assess(state, run.step)
         for done in range(run.step + 1, total + 1):
             batch = next(batches)
             state, numbers = step(state, batch)
@@ -90,9 +98,7 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
                 run.log(clock, total)
             if done % eval_every == 0 or last:
                 with clock.pause():
-                    results = measure(runs.weights(state), data["eval"], put)
-                    run.report(done, results)
-                    draw(state["params"], data["eval"], put, run, done)
+                    results = assess(state, done)
             stop = run.preemption.reached(done)
             if stop or last or run.due(done):
                 with clock.pause():
@@ -101,7 +107,7 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
                 log.info("stopped by SIGTERM after step %d; run again to go on", done)
                 break
         else:
-            run.conclude(results)
+            run.conclude(results, data["eval"].notes)
     return results
 
 
@@ -118,6 +124,7 @@ def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
     log.info("evaluating %s%s", workdir, caveats.text(said))
     measures = make_measures(config, model, dataset.missing, mesh)
     results = _evaluate(config, measures, weights, dataset, put)
+    said += caveats.of_evaluation(config, dataset, said)  # what it met on its way
     log.info("evaluation on %s: %s%s", split, runs.text(results), caveats.text(said))
     return results
 

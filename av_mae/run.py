@@ -9,7 +9,7 @@ import functools
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,19 @@ from av_mae.importers import imported
 
 log = logging.getLogger(__name__)
 
+
+# Fields that change what a model sees or computes in an evaluation; of the means and
+# deviations, which may differ by rounding, `caveats.of_inputs` speaks.
+SEEN = re.compile(
+    r"model\.(?!variant|width|depth|mlp|classes|label_heads|drop_path|head_\w+$).*"
+    r"|objective\.(?!label_smoothing|weights|l2).*|mask\..*|modalities"
+    r"|data\.(num_frames|stride|fps|size|short_side|resize|crop|sampling|audio_\w+)"
+)
+# Every field that is fixed in a run.
+ANY = re.compile(
+    rf"(?!({checkpoints.FREE.pattern})$|(spectrogram|picture)\.(mean|std|normalise)$"
+    r"|spectrogram\.preset$).*"
+)
 
 # So many dropped updates one after another end a run that may skip some.
 MAX_SKIPPED = 100
@@ -78,6 +91,7 @@ class Run:
         self._watched: list[tuple[int, Mapping[str, Any], Any]] = []
         self._newest: tuple[int, Mapping[str, Any]] = (0, {})
         self._saved: int | None = None
+        self._evaluated = 0  # the newest step whose evaluation is in METRICS
         self._spikes = loop.Spikes()
         self._spiked: list[int] = []  # steps since the start of this process
         self._skipped_in_a_row = 0
@@ -106,6 +120,7 @@ class Run:
             self.step, self._saved = latest, latest
             self._skipped_before = int(self.state["step"] - update.done(self.state))
             self.caveats += caveats.of_meta(self.checkpoints.meta(latest))
+            self.caveats += self._of_changes(latest)
             log.info("resuming %s at step %d", self.workdir, latest)
         else:
             self.state = first()
@@ -115,7 +130,34 @@ class Run:
                 if "ema" in self.state:
                     self.state["ema"] = update.copy(params)
         loop.cut_metrics(self.workdir, self.step)
+        evaluated = [row["step"] for row in loop.evaluations(self.workdir)]
+        self._evaluated = max(evaluated, default=0)
         self.writer = loop.MetricWriter(self.workdir)
+
+    def _of_changes(self, step: int) -> list[str]:
+        """What was set otherwise before `step`, of what may change as a run goes on."""
+        now = json.loads(config_json(self.config))
+        found = checkpoints.changes(self.checkpoints.config(step), now)
+        told = {k: x for k, x in found.items() if checkpoints.TOLD.fullmatch(k)}
+        return caveats.of_changes(told, f"from step {step} on, other than before")
+
+    def lacks_evaluation(self, every: int) -> bool:
+        """Whether the evaluation of the step that it goes on from has failed."""
+        return self._evaluated < self.step and self.step % every == 0
+
+    @contextlib.contextmanager
+    def kept(self, step: int, state: dict) -> Iterator[None]:
+        """Inside, what fails (an evaluation, a picture) costs no step: they are saved.
+
+        One process of several cannot save alone.
+        """
+        try:
+            yield
+        except Exception:
+            if jax.process_count() == 1:
+                with contextlib.suppress(CheckpointError, TrainingError):
+                    self.save(step, state)
+            raise
 
     def watch(self, step: int, numbers: Mapping[str, Any], index: Any = None):
         """Keeps the numbers of a step, and its clips' [b], until they are looked at."""
@@ -192,18 +234,27 @@ class Run:
     def report(self, step: int, results: Mapping[str, float]):
         """Writes and prints the numbers of an evaluation, if training went well.
 
-        What is not finite is printed, not written.
+        What is not finite is printed, and written as how many numbers that are
+        (`eval/not_finite`). Nothing is written where the file has the step's evaluation
+        already, as after a new start.
         """
         self.check()
         bad = loop.not_finite(results)
-        self.writer.write(step, {k: x for k, x in results.items() if k not in bad})
+        if step > self._evaluated:
+            written = {k: x for k, x in results.items() if k not in bad}
+            count = {"eval/not_finite": len(bad)} if bad else {}
+            self.writer.write(step, written | count)
+            self._evaluated = step
         log.info("step %d evaluation: %s", step, text(results))
         if bad:
             log.warning("not finite in this evaluation: %s", text(bad))
 
-    def conclude(self, results: Mapping[str, float]):
-        """Prints the final numbers, with what has to be said beside them."""
-        said = list(self.caveats)
+    def conclude(self, results: Mapping[str, float], notes: Sequence[str] = ()):
+        """Prints the final numbers, with what has to be said beside them.
+
+        notes: what the evaluated data set has to say by now.
+        """
+        said = [*self.caveats, *(x for x in notes if x not in self.caveats)]
         if skipped := int(self._newest[1].get("skipped", self._skipped_before)):
             said.append(f"{skipped} updates were skipped as not finite")
         if self._spiked:
@@ -253,6 +304,7 @@ def start(
         found = caveats.of_data(config, dataset, split)
         run.caveats += [sentence for sentence in found if sentence not in run.caveats]
     run.checkpoints.describe(caveats=run.caveats)
+    run.caveats += caveats.of_subsets(config, data["eval"])
     run.caveats += caveats.of_corruption(config)
     if run.caveats:
         log.warning("beside all numbers of this run:%s", caveats.text(run.caveats))
@@ -335,8 +387,10 @@ def _fill(config: ConfigDict, neutral: ConfigDict):
             _fill(config[name], value)
 
 
-def weights_of(path: Path | str, weights: str = "params") -> tuple[dict, ConfigDict]:
-    """(params, config) of a checkpoint of ours, or of a file that others published.
+def weights_of(
+    path: Path | str, weights: str = "params"
+) -> tuple[dict, ConfigDict, dict]:
+    """(params, config, meta) of a checkpoint of ours, or a file that others published.
 
     weights: `params`, or `ema` for their moving average. Of a published file, the
     sentences on what it does not tell go into the log.
@@ -344,9 +398,9 @@ def weights_of(path: Path | str, weights: str = "params") -> tuple[dict, ConfigD
     if importers.find(path):
         found = importers.read(path)
         log.info("%s", "\n".join(found.notes))
-        return found.params, found.config
-    values, saved, _ = checkpoints.load(path, weights)
-    return values, config_of(saved)
+        return found.params, found.config, found.meta | {"labels": found.labels}
+    values, saved, meta = checkpoints.load(path, weights)
+    return values, config_of(saved), meta
 
 
 def init_paths(config) -> dict[str, tuple[str, str]]:
@@ -385,7 +439,7 @@ def source_of(
     def take(params, field: str, path: str, m: str):
         """(params, names of those from the source, sentences on the source)."""
         settings = config.init_from
-        values, theirs = weights_of(path, settings.weights)
+        values, theirs, meta = weights_of(path, settings.weights)
         fresh, unused = gaps(theirs) if gaps else ((), ())
         targets = optim.named(params)
         if m:
@@ -412,7 +466,8 @@ def source_of(
         expected = lambda name: any(re.fullmatch(x, name) for x in unused)
         left = [name for name, _ in report.unused if not expected(name)]
         said = caveats.of_unused(left, len(optim.named(values)))
-        return params, found.keys() - report.fresh, said + differences(theirs, config)
+        said += differences(theirs, config) + caveats.of_meta(meta)
+        return params, found.keys() - report.fresh, said
 
     def source(params, said: list[str] | None = None):
         names, filled, paths, found = list(optim.named(params)), set(), [], []
@@ -462,23 +517,26 @@ def params_of(config, workdir: Path, init_params: Callable, mesh: Mesh, labels=N
     `config.ema` is. labels: the names of the data set's classes.
     """
     path, weights = workdir, {"": "params"} | ({"ema_": "ema"} if config.ema else {})
-    if config.init_from.checkpoint_path and not any(
-        (Path(workdir) / checksums.FOLDER).glob("[0-9]*")
-    ):
+    own = any((Path(workdir) / checksums.FOLDER).glob("[0-9]*"))
+    if config.init_from.checkpoint_path and not own:
         path, weights = config.init_from.checkpoint_path, {"": config.init_from.weights}
+    if not importers.find(path):  # once: a running training may save another meanwhile
+        folder, step = checkpoints.find(path)
+        path = folder / str(step)
     shape = jax.eval_shape(init_params, jax.random.key(0))
     shardings = parallel.state_shardings(shape, mesh)
     first = jax.jit(init_params, out_shardings=shardings)(jax.random.key(0))
     params, meta = {}, {}
     for prefix, name in weights.items():
-        if importers.find(path):
-            values, theirs = weights_of(path)
-        else:
-            values, saved, meta = checkpoints.load(path, name)
-            theirs = config_of(saved)
+        values, theirs, meta = weights_of(path, name)
         params[prefix], _ = checkpoints.init_from(first, values)
     log.info("evaluating the weights of %s", path)
-    said = [*differences(theirs, config), *caveats.of_meta(meta)]
+    ours, trained = (json.loads(config_json(x)) for x in (config, theirs))
+    found = checkpoints.changes(trained, ours)
+    seen = ANY if own else SEEN
+    told = {k: x for k, x in found.items() if seen.fullmatch(k)}
+    said = caveats.of_changes(told, "the config is not that of the training")
+    said += [*caveats.of_inputs(theirs, config), *caveats.of_meta(meta)]
     return params, [*said, *caveats.of_labels(meta, labels)]
 
 

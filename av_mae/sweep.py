@@ -223,7 +223,7 @@ def _caching(folder: Path) -> dict[str, str]:
 
 def evaluation(folder: Path) -> dict[str, float]:
     """The numbers of a run's last evaluation, without the `eval/` before them."""
-    rows = [row for row in loop.read_metrics(folder) if any("eval/" in k for k in row)]
+    rows = loop.evaluations(folder)
     if not rows:
         raise TrainingError(f"{folder} holds no evaluation: see eval.every_epochs.")
     return {

@@ -224,6 +224,7 @@ class Records:
                 short_side=short_side or "source",
                 sample_rate=sample_rate,
             ),
+            splits={split: dict(listed=len(wanted), clips=len(self._clips))},
             statistics={},
             checksums={row.id: _digest(row, entry) for row, _, entry in self._clips},
         )
@@ -312,6 +313,10 @@ def _cache() -> Path:
 
 
 def _digest(row: manifest.Row, entry: Entry) -> dict:
-    """Stands for a clip's content: a hash of its file's state and what it has."""
-    text = f"{_state(row)} {json.dumps(entry)}".encode()
+    """Stands for a clip's content: a hash of its file's size and what it has.
+
+    Not of its time, so that a folder may be copied while a run goes on from it.
+    """
+    size = row.path.stat().st_size if row.path.exists() else 0
+    text = f"{row.id} {size} {json.dumps(entry)}".encode()
     return dict(sha256=hashlib.sha256(text).hexdigest(), size=len(text))

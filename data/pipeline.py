@@ -102,6 +102,7 @@ class Dataset:
             labels of several kinds.
         num_clips: clips in an epoch (those with neither wanted modality are out).
         missing: whether some of these clips lack a wanted modality.
+        having: how many of them have each wanted modality.
         checksum: SHA-256 that stands for the data set's content.
         notes: sentences, without a full stop, on what belongs beside numbers of it.
     """
@@ -122,7 +123,11 @@ class Dataset:
         if config.limit and split == config.split:
             self._clips = _balanced(records.index, self._clips, config.limit, seed)
         self.num_clips = len(self._clips)
-        self.missing = self._check_missing(records.index, modalities)
+        self.having = {
+            modality: sum(bool(records.index[i][HAS[modality]]) for i in self._clips)
+            for modality in modalities
+        }
+        self.missing = self._check_missing()
         self._check_labels(records.index, label)
         self._check_rates(records, modalities, sound)
         self._reader = samples.Reader(
@@ -186,12 +191,24 @@ class Dataset:
     def evaluate(self, batch_size: int) -> Iterator[dict]:
         """One pass in order; every process gets the same number of batches.
 
-        The rows that fill the last batch have `valid` False and `index` −1.
+        The rows that fill the last batch have `valid` False and `index` −1. So have, up
+        to `config.skip_bad_records`, those of damaged records; `notes` then tells.
         """
         padding = np.full(-self.num_clips % batch_size, -1)
         numbers = np.concatenate([self._clips, padding])
-        dataset = grain.MapDataset.source(numbers).map(self._reader.evaluate)
-        return self._iterate(dataset, batch_size, 0)
+        dataset, reader = grain.MapDataset.source(numbers), self._reader
+        if not self._may_skip:
+            return self._iterate(dataset.map(reader.evaluate), batch_size, 0)
+        batches = self._iterate(dataset.map(reader.evaluate_or_nothing), batch_size, 0)
+        return self._noting_skipped(batches)
+
+    def _noting_skipped(self, batches):
+        """The batches without `skipped`; at their end `notes` has how many were."""
+        yield from self._counting_skipped(batches)
+        if self._skipped:
+            end = f" damaged records of {self._where} were left out of an evaluation"
+            self.notes[:] = [note for note in self.notes if not note.endswith(end)]
+            self.notes.append(f"{len(self._skipped)}{end}")
 
     def rows(self) -> tuple[samples.Reader, np.ndarray]:
         """What makes a row from a number, and the numbers, for measurements."""
@@ -219,6 +236,10 @@ class Dataset:
             batches = batches.mp_prefetch(options, _end_with_parent)
         return iter(batches)
 
+    def _note(self, sentence):
+        self.notes.append(sentence)
+        log.warning("%s.", sentence)
+
     def _usable(self, index, modalities):
         """Numbers, int64 [clips], of the records with any of the modalities."""
         keys = [HAS[modality] for modality in modalities]
@@ -229,18 +250,14 @@ class Dataset:
                 "config.modalities or prepare the data set again."
             )
         if dropped := len(usable) - sum(usable):
-            self.notes.append(
+            self._note(
                 f"{dropped} of {len(usable)} clips in {self._where} have no "
                 f"{_either(modalities)} and are left out"
             )
-            log.warning("%s.", self.notes[-1])
         return np.flatnonzero(usable)
 
-    def _check_missing(self, index, modalities):
-        lacking = {
-            KIND[modality]: sum(not index[i][HAS[modality]] for i in self._clips)
-            for modality in modalities
-        }
+    def _check_missing(self):
+        lacking = {KIND[m]: self.num_clips - count for m, count in self.having.items()}
         if any(lacking.values()) and not self._config.missing_modalities:
             counts = " and ".join(f"{n} have no {kind}" for kind, n in lacking.items())
             raise ConfigError(
@@ -252,6 +269,13 @@ class Dataset:
     def _check_labels(self, index, label):
         wrong = [i for i in self._clips if len(index[i]["labels"]) != 1]
         heads = isinstance(self.label_names, dict)
+        used = {label for i in self._clips for label in index[i]["labels"]}
+        if label in ("class", "multilabel") and len(used) < len(self.label_names):
+            lacking = len(self.label_names) - len(used)
+            self.notes.append(
+                f"{lacking} of {len(self.label_names)} classes have no clip in "
+                f"{self._where}"
+            )
         if heads != (label == "heads") and label != "none":
             kinds = ", ".join(self.label_names) if heads else "one kind of label"
             raise ConfigError(
@@ -286,23 +310,23 @@ class Dataset:
                 return
             fps = self._first_seen(records).fps
         if "rgb" in modalities and abs(fps - self._config.fps) > 0.01:
-            log.warning(
-                "The clips in %s have %g frames a second, but config.data.fps expects "
-                "%g: a stride of %d frames lasts another time than it should.",
-                *(self._where, fps, self._config.fps, self._config.stride),
+            self._note(
+                f"the clips in {self._where} have {fps:g} frames a second, but "
+                f"config.data.fps expects {self._config.fps:g}: a stride of "
+                f"{self._config.stride} frames lasts another time than it should"
             )
 
     def _check_preparation(self, settings):
-        """Warns where the data set was prepared otherwise than the config says."""
+        """Notes where the data set was prepared otherwise than the config says."""
         for option in ("fps", "short_side"):
             wanted, found = self._config.prepared[option], settings.get(option, "")
             found = f"{found:g}" if isinstance(found, int | float) else found
             if wanted and found and wanted != found:
-                log.warning(
-                    "%s was prepared with --%s %s, but config.data.prepared.%s is %s: "
-                    "prepare it again, or set the field to '' to train with it as it "
-                    "is.",
-                    *(self._where, option.replace("_", "-"), found, option, wanted),
+                flag = option.replace("_", "-")
+                self._note(
+                    f"{self._where} was prepared with --{flag} {found}, but "
+                    f"config.data.prepared.{option} is {wanted}: prepare it again, or "
+                    "set the field to '' to train with it as it is"
                 )
 
     def _first_seen(self, records):

@@ -168,6 +168,17 @@ class Reader:
 
         return self._row(int(number), windows, boxes, config.crops)
 
+    def evaluate_or_nothing(self, number):
+        """As `evaluate`; a damaged record is a row of padding.
+
+        The row tells in `skipped`, int64 [1], which (−1: none); see `failures`.
+        """
+        try:
+            return self.evaluate(number) | {"skipped": np.full(1, -1)}
+        except RecordError as error:
+            self.failures[int(number)] = str(error)
+            return self.evaluate(-1) | {"skipped": np.full(1, number)}
+
     def _row(self, number, windows, boxes, crops=1, stored=False, draw=None):
         """A row of the batch: `windows` picks frames and sound, `boxes` their crops.
 

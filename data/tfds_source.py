@@ -241,8 +241,9 @@ class Records:
 
     def _list(self, files: list[Path]) -> list[Entry]:
         """What each record holds, from the cache or by reading all."""
-        states = [f"{path} {_digest(path)['sha256']}" for path in files]
-        key = json.dumps([FORMAT, *states]).encode()
+        stats = [path.stat() for path in files]
+        states = [f"{x.st_size} {x.st_mtime_ns}" for x in stats]
+        key = json.dumps([FORMAT, *map(str, files), *states]).encode()
         kept = _cache() / f"{hashlib.sha256(key).hexdigest()[:32]}.json"
         try:
             values = json.loads(kept.read_text())
@@ -375,10 +376,13 @@ def _layout(features, where: str) -> Layout:
 
 
 def _digest(path: Path) -> dict:
-    """Stands for a file's content: a hash of its name, size and time."""
-    state = path.stat()
-    text = f"{path.name} {state.st_size} {state.st_mtime_ns}".encode()
-    return dict(sha256=hashlib.sha256(text).hexdigest(), size=state.st_size)
+    """Stands for a file's content: a hash of its name and size.
+
+    Not of its time, so that a data set may be copied while a run goes on from it.
+    """
+    size = path.stat().st_size
+    text = f"{path.name} {size}".encode()
+    return dict(sha256=hashlib.sha256(text).hexdigest(), size=size)
 
 
 def _cache() -> Path:

@@ -121,6 +121,11 @@ class Dataset:
         self.without: dict[str, set[int]] = {"has_rgb": set(), "has_audio": set()}
         self.junk = 0  # how loud the noise is where a clip has no picture or sound
 
+    @property
+    def having(self) -> dict[str, int]:
+        keys = {"rgb": "has_rgb", "spectrogram": "has_audio"}
+        return {m: self.num_clips - len(self.without[k]) for m, k in keys.items()}
+
     def clip(self, i: int) -> dict:
         rng = np.random.default_rng(self._first + i)
         label = i % self.classes

@@ -170,16 +170,24 @@ def test_a_file_that_cannot_be_read_is_named(copied, monkeypatch, caplog):
     assert "9/" not in line.split(": ")[1] and "(Input/output error)." in line
 
 
-def test_where_every_step_is_damaged_the_run_begins_anew(copied, whole, caplog):
-    """Nothing good is left: it says so of each, and what it makes is the same again."""
+def test_where_every_step_is_damaged_nothing_is_replaced(copied, whole, caplog):
+    """It says so of each; moved away, the run is made again, and its numbers kept."""
     for step in ("6", "9"):
         flip(copied / "checkpoints" / step / "checksums-0.json", random.Random(2))
     with pytest.raises(CheckpointError, match="no good checkpoint; its oldest step 6"):
         checkpoints.find(copied)
-    train(copied)
+    files = lambda: {x: x.read_bytes() for x in copied.rglob("*") if x.is_file()}
+    before = files()
+    with pytest.raises(CheckpointError, match="no good checkpoint") as error:
+        train(copied)
+    assert "in step 6, checksums-0.json is damaged." in one_sentence(error)
     passed = [text for text in caplog.messages if "passed over" in text]
-    assert ["Step 9" in passed[0], "Step 6" in passed[1]] == [True, True]
+    assert ["Step 9" in x or "Step 6" in x for x in passed] == 4 * [True]
+    assert files() == before
+    (copied / "checkpoints").rename(copied / "damaged")
+    train(copied)
     synthetic.assert_same_run(copied, whole)
+    assert (copied / loop.BEFORE).read_bytes() == before[copied / loop.METRICS]
 
 
 # Full disks.

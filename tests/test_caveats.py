@@ -8,8 +8,11 @@ from av_mae import caveats
 class Data:
     """A data set that knows how many clips were listed, and what else is to be said."""
 
-    def __init__(self, *notes, **counts):
+    num_clips = 9
+
+    def __init__(self, *notes, having=None, **counts):
         self.info, self.notes = {"splits": {"test": counts}}, list(notes)
+        self.having = having or {}
 
 
 def pair():
@@ -55,6 +58,24 @@ def test_degraded_input_is_told_of_the_evaluation():
     assert caveats.of_evaluation(config, part, ["a", listed]) == [degraded]
     config.eval.corruption = ""
     assert caveats.of_evaluation(config, part, [listed]) == []
+
+
+def test_subsets_that_not_all_clips_have_are_told():
+    config, _ = pair()
+    config.eval.split, config.eval.modalities = "test", ("rgb", "spectrogram")
+    data = Data(having={"rgb": 9, "spectrogram": 7})
+    told = "numbers of spectrogram are of the 7 of 9 clips of test that have it"
+    assert caveats.of_evaluation(config, data, []) == [told]
+    config.eval.modalities = ("rgb",)
+    assert caveats.of_evaluation(config, data, []) == []
+
+
+def test_other_settings_are_told_the_first_of_many():
+    assert caveats.of_changes({}, "other") == []
+    few = caveats.of_changes({"steps": (6, 12), "eval.split": ("a", "b")}, "other")
+    assert few == ["other: steps is 12, not 6, eval.split is 'b', not 'a'"]
+    (many,) = caveats.of_changes({f"x{i}": (0, 1) for i in range(9)}, "other")
+    assert many.endswith("x3 is 1, not 0, 5 more")
 
 
 def test_parameters_without_a_source_are_told():

@@ -189,7 +189,9 @@ def test_whatever_fails_leaves_the_clip_out(both, tmp_path, caplog, error):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(media, "read", failing)
-        ids = {entry["id"] for entry in folder_source.Records(clips, "all").index}
+        records = folder_source.Records(clips, "all")
+    ids = {entry["id"] for entry in records.index}
+    assert records.info["splits"] == {"all": {"listed": 9, "clips": 7}}
     assert len(ids) == 7 and "bell/00.mp4" not in ids
     assert "bell/00.mp4: cannot be decoded" in caplog.text
 
@@ -207,6 +209,15 @@ def test_what_was_measured_is_kept_when_it_stops(tmp_path, monkeypatch, cache):
         folder_source._entries(tmp_path, rows, "rates")
     monkeypatch.setattr(folder_source, "_measure", None)
     assert len(folder_source._entries(tmp_path, rows[:2], "rates")) == 2
+
+
+def test_a_folder_that_is_copied_is_the_same_data(both, tmp_path):
+    clips = shutil.copytree(both[0], tmp_path / "clips")
+    sums = folder_source.Records(clips, "all").info["checksums"]
+    os.utime(clips / "bell/00.mp4", (1, 1))
+    assert folder_source.Records(clips, "all").info["checksums"] == sums
+    shutil.copy(clips / "bell/00.mp4", clips / "bell/02.mp4")
+    assert folder_source.Records(clips, "all").info["checksums"] != sums
 
 
 def test_a_file_that_goes_away_is_named(both, tmp_path):

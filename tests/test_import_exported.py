@@ -28,7 +28,8 @@ def test_our_layout_comes_back(tmp_path, trainer, capsys):
         jax.tree.map(np.testing.assert_array_equal, found.params, params)
         assert runs.config_json(found.config) == runs.config_json(config)
         assert found.labels == (LABELS if trainer == "finetune" else [])
-    values, theirs = runs.weights_of(out)  # as init_from takes it
+    values, theirs, meta = runs.weights_of(out)  # as init_from takes it
+    assert meta["labels"] == found.labels
     assert theirs.model == found.config.model
     assert optim.named(values).keys() == optim.named(params).keys()
     again = convert.convert(out, tmp_path / "again")

@@ -29,6 +29,7 @@ from av_mae import (
 )
 from av_mae import run as runs
 from av_mae.importers import imported
+from data import RecordError
 
 PRETRAIN, FINETUNE = "digits/pretrain", "digits/finetune"
 SOUND = "pretraining on sound alone"
@@ -289,12 +290,89 @@ def test_spikes_of_the_loss_stand_beside_the_final_numbers(tmp_path, caplog):
     assert f"NOTE: {said}." in caplog.text
 
 
+class Failing:
+    """A data set that one evaluation, the `number`-th, finds damaged."""
+
+    def __init__(self, dataset, number):
+        self._dataset, self._left = dataset, number
+
+    def __getattr__(self, name):
+        return getattr(self._dataset, name)
+
+    def evaluate(self, batch_size):
+        self._left -= 1
+        if not self._left:
+            raise RecordError("clip 3 is damaged.")
+        yield from self._dataset.evaluate(batch_size)
+
+
+@pytest.mark.parametrize("number", [1, 2])  # during the run, after its last step
+@pytest.mark.parametrize("name", [PRETRAIN, FINETUNE])
+def test_an_evaluation_that_fails_costs_nothing(name, number, tmp_path, monkeypatch):
+    changes = LIGHT | {"steps": 7, "eval__every_epochs": 1.0}  # an epoch is 4 steps
+    if name == FINETUNE:
+        del changes["log__pictures"], changes["model__fusion"]
+    training_run.run(name, tmp_path / "whole", changes)
+    made = synthetic.Dataset
+
+    def dataset(*args, **options):
+        found = made(*args, **options)
+        return Failing(found, number) if "first" in options else found
+
+    with monkeypatch.context() as patch, pytest.raises(RecordError, match="clip 3"):
+        patch.setattr(synthetic, "Dataset", dataset)
+        training_run.run(name, tmp_path / "run", changes)
+    failed_at = {1: 4, 2: 7}[number]
+    assert checkpoints.find(tmp_path / "run")[1] == failed_at
+    training_run.run(name, tmp_path / "run", changes)
+    synthetic.assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_what_changes_the_numbers_as_a_run_goes_on_is_told(tmp_path):
+    config = synthetic.tiny(FINETUNE, eval__split="test", steps=6, log__every_steps=2)
+    with begun(config, tmp_path, optax.sgd(0.1)) as run:
+        run.save(3, run.state)
+    config.steps, config.eval.split, config.log.every_steps = 12, "train", 4
+    fields = "eval.split is 'train', not 'test', steps is 12, not 6"
+    for step in (3, 4):  # it is still told when it goes on once more
+        with begun(config, tmp_path, optax.sgd(0.1)) as run:
+            assert run.step == step
+            told = f"from step 3 on, other than before: {fields}"
+            assert run.caveats.count(told) == 1
+            run.save(step + 1, run.state)
+
+
+def test_an_evaluation_by_another_config_says_so(whole, caplog):
+    """Of the run's own: every field that is fixed; elsewhere, what the model sees."""
+    changes = dict(seed=5, mask__spectrogram__ratio=0.75, eval__batch_size=3)
+    config = synthetic.tiny(PRETRAIN, **(light() | changes))
+    ratio = "is not that of the training: mask.spectrogram.ratio is 0.75, not 0.7"
+    for init_from, told in (
+        ("", f"NOTE: the config {ratio}, seed is 5, not 0."),
+        (str(whole()), f"NOTE: the config {ratio}."),
+    ):
+        caplog.clear()
+        config.init_from.checkpoint_path = init_from
+        workdir = whole() / "none" if init_from else whole()
+        with caplog.at_level("INFO"):
+            pretrain.evaluate(config, {"eval": synthetic.Dataset(config)}, workdir)
+        assert f"evaluating the weights of {whole()}/checkpoints/40" in caplog.text
+        assert caplog.text.count(told) == 2  # at the top and beside the result
+    same = synthetic.tiny(PRETRAIN, **light())
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        pretrain.evaluate(same, {"eval": synthetic.Dataset(same)}, whole())
+    assert "NOTE" not in caplog.text
+
+
 def test_what_is_not_finite_in_an_evaluation_is_told_and_not_written(tmp_path, caplog):
     config = synthetic.tiny(FINETUNE)
     with caplog.at_level("INFO"), begun(config, tmp_path, optax.sgd(0.1)) as run:
         run.report(3, {"eval/loss": float("nan"), "eval/top_1": 0.5})
+        run.report(3, {"eval/loss": 0.25, "eval/top_1": 0.5})  # not a second time
     assert "not finite in this evaluation: loss nan" in caplog.text
-    assert synthetic.lines(tmp_path) == [{"step": 3, "eval/top_1": 0.5}]
+    row = {"step": 3, "eval/top_1": 0.5, "eval/not_finite": 1.0}
+    assert synthetic.lines(tmp_path) == [row]
 
 
 # Configs of older releases.

@@ -104,12 +104,31 @@ def test_one_too_many_is_an_error_at_the_same_batch(load):
         take(load(Damaged({1, 2, 3}), config=dict(skip_bad_records=2)).train(5), 2)
 
 
-def test_without_it_nothing_is_passed_over_nor_in_evaluation(load):
-    with pytest.raises(RecordError, match="record 3 is damaged"):
-        take(load(Damaged({3})).train(5), 2)
-    dataset = load(Damaged({3}), config=dict(skip_bad_records=5))
-    with pytest.raises(RecordError, match="record 3 is damaged"):
-        list(dataset.evaluate(5))
+def test_without_it_nothing_is_passed_over(load):
+    dataset = load(Damaged({3}))
+    for batches in (dataset.train(5), dataset.evaluate(5)):
+        with pytest.raises(RecordError, match="record 3 is damaged"):
+            take(batches, 2)
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_an_evaluation_leaves_damaged_records_out_and_says_so(load, threads, caplog):
+    config = dict(skip_bad_records=2, threads=threads)
+    dataset, whole = load(Damaged({3, 8}), config=config), load().evaluate(4)
+    for _ in range(2):  # told once, however often it is evaluated
+        for batch, other in zip(dataset.evaluate(4), list(whole), strict=True):
+            assert batch.keys() == other.keys()
+            left = np.isin(other["index"], (3, 8))
+            assert (batch["index"][left] == -1).all() and not batch["valid"][left].any()
+            for key in batch:
+                np.testing.assert_array_equal(batch[key][~left], other[key][~left])
+        told = f"2 damaged records of {dataset._where} were left out of an evaluation"
+        assert dataset.notes == [told]
+        whole = load().evaluate(4)
+    assert caplog.text.count("of at most 2): clip") == 2
+    dataset = load(Damaged({3, 4, 8}), config=config)
+    with pytest.raises(RecordError, match="one more than config.data.skip_bad_records"):
+        list(dataset.evaluate(4))
 
 
 # ------------------------------------------------------------------------- real files

@@ -87,6 +87,13 @@ def layouts(config) -> dict[str, Layout]:
     return result
 
 
+def check(config):
+    """Raises ConfigError for what is wrong with patches, augmentation, corruption."""
+    layouts(config)
+    _check_augment(config.augment)
+    _damage(config)
+
+
 def make(config, missing: bool) -> Callable:
     """The function (batch, rng, train, mixes) → (patches {m: [b n f]}, present).
 
@@ -95,9 +102,8 @@ def make(config, missing: bool) -> Callable:
     `mixes` {m: Mix}, if any, says how rows are mixed once they are normalised. Patches
     are float32. Clips that have no number in a data set (`index`) are never degraded.
     """
-    cuts = layouts(config)
-    _check_augment(config.augment)
-    damage = _damage(config)
+    check(config)
+    cuts, damage = layouts(config), _damage(config)
 
     def prepare(batch: dict, rng, train: bool, mixes: Mapping | None = None):
         patches, present = {}, {}

@@ -30,7 +30,7 @@ from av_mae import (
     pretrain,
 )
 from av_mae import run as runs
-from data import DataError
+from data import DataError, pipeline
 
 log = logging.getLogger("av_mae.main")  # `__name__` is "__main__" here
 
@@ -65,6 +65,7 @@ def main(argv):
         trainer.check(config)
         modes = {"train": trainer.train, "eval": trainer.evaluate}
         run = choose("mode", config.mode, modes)
+        pipeline.check(config.data)
         if config.dry_run:
             from av_mae import benchmark  # what a run needs no more than this
 

@@ -31,8 +31,8 @@ RULES = (
     (
         lambda x: x >= 1,
         "at least 1",
-        "batch_size eval.batch_size data.num_frames data.stride data.size "
-        "data.short_side data.samples_per_clip data.views data.crops "
+        "batch_size eval.batch_size data.stride data.samples_per_clip data.views "
+        "data.crops "
         "compute.accumulate log.every_steps checkpoint.every_steps checkpoint.keep "
         "parallel.fsdp objective.masks_per_clip model.decoder.depth "
         "model.decoder.width model.decoder.heads model.decoder.mlp",
@@ -49,7 +49,13 @@ RULES = (
         "augment.time_masks augment.time_width log.pictures objective.l2 "
         "objective.weights.rgb objective.weights.spectrogram",
     ),
+    (
+        lambda x: 1 <= x <= 8192,
+        "from 1 to 8192",
+        "data.num_frames data.size data.short_side",
+    ),
     (lambda x: x in (1, 3), "1 or 3", "model.sound_channels"),
+    (lambda x: True, "a finite number", "spectrogram.mean"),
     (
         lambda x: x > 0,
         "above 0",
@@ -209,10 +215,11 @@ def _rules(rules):
 def _picture(picture):
     for name in ("mean", "std"):
         values = picture[name]
-        if len(values) != 3 or not all(_fits(x, 1.0) for x in values):
+        numbers = all(_fits(x, 1.0) and math.isfinite(x) for x in values)
+        if len(values) != 3 or not numbers:
             raise ConfigError(
-                f"picture.{name} is {values!r}: give a number for each of the three "
-                "colours."
+                f"picture.{name} is {values!r}: give a finite number for each of the "
+                "three colours."
             )
     if min(picture.std) <= 0:
         raise ConfigError(f"picture.std is {picture.std!r}: all have to be above 0.")
@@ -220,6 +227,7 @@ def _picture(picture):
 
 def _patches(config):
     """Patches have to fill the picture; frames and rows left over are dropped."""
+    inputs.check(config)
     layouts = inputs.layouts(config)
     if "rgb" not in layouts:
         return

@@ -18,6 +18,7 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import re
 import threading
 from collections.abc import Iterator
 
@@ -25,7 +26,14 @@ import grain
 import numpy as np
 from absl import flags
 
-from data import ConfigError, RecordError, samples, sampling, transforms
+from data import (
+    ConfigError,
+    RecordError,
+    randaugment,
+    samples,
+    sampling,
+    transforms,
+)
 from data.sources import SOURCES, open_records
 
 LABELS = ("none", "class", "multilabel", "heads")
@@ -76,6 +84,7 @@ def load(
         RecordError: the data set is missing or damaged.
         ConfigError: the data set is not what the config wants.
     """
+    check(config)
     log_mel = log_mel if "spectrogram" in modalities else None
     records = open_records(
         config.dir,
@@ -90,6 +99,21 @@ def load(
     )
     sound = samples.Sound(*log_mel) if log_mel else samples.Sound(sample_rate)
     return Dataset(records, config, split, modalities, label, sound, seed, process)
+
+
+def check(config):
+    """Raises ConfigError for what is wrong with `config.data` whatever the data are."""
+    for field, allowed in CHOICES.items():
+        if getattr(config, field) not in allowed:
+            raise ConfigError(
+                f"config.data.{field}={getattr(config, field)!r} is none of {allowed}."
+            )
+    randaugment.parse(config.randaugment)
+    for name, text in config.prepared.items():
+        if text not in ("", "source") and not re.fullmatch(r"\d+(\.\d+)?", text):
+            raise ConfigError(
+                f"config.data.prepared.{name}={text!r} is no number, 'source' or ''."
+            )
 
 
 class Dataset:
@@ -113,7 +137,7 @@ class Dataset:
         self._may_skip = config.skip_bad_records - len(records.damaged)
         self._skipped = set()
         self._process, self._num_processes = process
-        _check_choices(config, modalities, label)
+        _check_choices(modalities, label)
         self.info = records.info
         self.ids = [entry["id"] for entry in records.index]
         self.label_names = self.info["labels"]
@@ -426,12 +450,7 @@ def _either(modalities):
     return " or ".join(KIND[modality] for modality in modalities)
 
 
-def _check_choices(config, modalities, label):
-    for field, allowed in CHOICES.items():
-        if getattr(config, field) not in allowed:
-            raise ConfigError(
-                f"config.data.{field}={getattr(config, field)!r} is none of {allowed}."
-            )
+def _check_choices(modalities, label):
     if not modalities or set(modalities) - set(HAS):
         raise ConfigError(f"modalities={modalities!r} must be some of {tuple(HAS)}.")
     if label not in LABELS:

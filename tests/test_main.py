@@ -99,6 +99,7 @@ WRONG_NAMES = {
     "mode=evl": "mode is 'evl': did you mean 'eval'",
     "model.fusion=midd": "model.fusion is 'midd': did you mean 'mid'",
     "spectrogram.preset=mtb": "spectrogram.preset is 'mtb': did you mean 'mbt'",
+    "data.resize=cubic --config.dry_run": "data.resize='cubic' is none of",
     "eval.split=tset": "has no split 'tset', only train, validation, test",
     "modalities=('rgb','sound')": "modalities=('rgb', 'sound') must be some of",
 }
@@ -120,7 +121,8 @@ def test_what_is_wrong_with_the_flags_is_one_line():
 def test_a_wrong_name_in_the_config_names_the_field(folder, tmp_path):
     common = (f"{AUDIOSET}:smoke", f"--config.data.dir={folder}")
     common += (f"--workdir={tmp_path / 'run'}",)
-    texts = outputs([(*common, f"--config.{name}") for name in WRONG_NAMES], code=2)
+    wrong = [f"--config.{name}".split() for name in WRONG_NAMES]
+    texts = outputs([(*common, *flags) for flags in wrong], code=2)
     for (name, expected), text in zip(WRONG_NAMES.items(), texts, strict=True):
         assert "Traceback" not in text and text.count("error: ") == 1, (name, text)
         assert text.splitlines()[-1].startswith("error: "), (name, text)

@@ -512,6 +512,7 @@ def test_cache_is_bounded(load, monkeypatch, caplog):
         (dict(resize="cubic"), "resize='cubic' is none of"),
         (dict(audio_align="left"), "audio_align='left' is none of"),
         (dict(crops=2), "crops=2 is none of"),
+        (dict(prepared=dict(fps="", short_side="x")), "short_side='x' is no number"),
         (dict(cache=True, workers=1), "workers=0"),
     ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reliability
 import synthetic
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from av_mae import (
@@ -35,6 +35,7 @@ MANY = functools.partial(
     deadline=None,
     derandomize=True,
     database=None,
+    phases=[Phase.generate],  # a config tells enough, and a simpler one costs minutes
     suppress_health_check=list(HealthCheck),
 )
 
@@ -171,8 +172,9 @@ def check_valid(config):
     TRAINERS[config.trainer].check(config)
     numbers = one_step(config)
     for name, value in numbers.items():
-        perfect = name.endswith("d_prime") and value == math.inf  # the ranking is
-        assert math.isfinite(value) or perfect, (name, value)
+        # d' is infinite where a ranking of so few clips is right or wrong throughout.
+        infinite = name.endswith("d_prime") and math.isinf(value)
+        assert math.isfinite(value) or infinite, (name, value)
     jax.clear_caches()
 
 
@@ -211,7 +213,7 @@ WRONG = {  # field: values that are never right
     "compute.attention": ["flash9"],
     "parallel.data": [0, 5000],
     "parallel.fsdp": [0, 5000],
-    "data.size": [0, -16],
+    "data.size": [0, -16, 10**9],
     "data.num_frames": [0, 1],
     "data.fps": [-1.0, 0.0],
     "data.audio_seconds": [0.0, -1.0],
@@ -236,14 +238,17 @@ WRONG = {  # field: values that are never right
     "eval.every_epochs": [0.0],
     "eval.modalities": [("sound",), ("spectrogram+rgb",), (1,)],
     "picture.normalise": ["imagenet"],
-    "picture.mean": [(0.5,), (), ("a", "b", "c")],
+    "picture.mean": [(0.5,), (), ("a", "b", "c"), (0.5, math.nan, 0.5)],
     "picture.std": [(0.5, 0.0, 0.5)],
     "spectrogram.preset": ["mtb"],
-    "spectrogram.std": [0.0],
+    "spectrogram.mean": [math.nan, math.inf],
+    "spectrogram.std": [0.0, math.nan],
     "spectrogram.normalise": ["both"],
     "init_from.weights": ["average"],
     "init_from.allow_fresh": [("(",), (1,)],
     "augment.flip": [1.5],
+    "augment.corruption": ["noise", "rain:3"],
+    "augment.time_masks": [-1, 2],
 }
 WRONG_PRETRAIN = {
     "mask.rgb.ratio": [1.0, 0.0, 2.0, -0.5, math.nan],
@@ -270,6 +275,7 @@ WRONG_FINETUNE = {
     "objective.kind": ["hinge"],
     "objective.label_smoothing": [-0.1],
     "probe": ["knn"],
+    "eval.corruption": ["noise:", "rain:3"],
     "eval.average": ["votes"],
     "augment.mix_probability": [2.0],
 }

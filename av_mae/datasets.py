@@ -36,8 +36,14 @@ def _statistics(config) -> str:
         return stats.check_fixed(config, split)
     if sound.normalise == "dataset":
         where = data.dir, sound.preset, split, data.source, data.skip_bad_records
-        sound.mean, sound.std = stats.sound(*where)
+        training = config.mode == "train"
+        sound.mean, sound.std, stored = stats.sound(*where, keep=training)
         log.info("log-mel mean %.4f, deviation %.4f (data set)", sound.mean, sound.std)
+        if not (training or stored):
+            return (
+                f"mean and deviation of the log-mels are those of {split}, since none "
+                f"of the training's are stored in {data.dir}"
+            )
     return ""
 
 

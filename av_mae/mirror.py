@@ -39,7 +39,8 @@ def kept(workdir: str | os.PathLike) -> Iterator[Path]:
     """The folder to work in: `workdir`, or what is kept like the bucket's folder.
 
     Raises ConfigError for a bucket and several processes, which need one folder that
-    they share, and CheckpointError where at the end not all could be copied.
+    they share, and CheckpointError where it cannot be read, or where at the end not all
+    could be copied.
     """
     if not is_remote(workdir):
         yield Path(workdir)
@@ -50,8 +51,14 @@ def kept(workdir: str | os.PathLike) -> Iterator[Path]:
             "processes, which have to share a folder: mount the bucket, or give a "
             "folder of a file system that all see."
         )
-    mirror = Mirror(workdir)
-    mirror.pull()
+    try:
+        mirror = Mirror(workdir)
+        mirror.pull()
+    except Exception as error:  # each backend of epath has errors of its own
+        raise CheckpointError(
+            f"--workdir={workdir} cannot be read ({type(error).__name__}: {error}): "
+            "correct it, install its backend (pip install gcsfs s3fs), or log in."
+        ) from error
     ended = threading.Event()
     thread = threading.Thread(target=mirror.keep, args=(ended,), daemon=True)
     thread.start()

@@ -13,6 +13,7 @@ not evaluated again.
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -49,15 +50,22 @@ CLEAN = ""
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A run that is tested: its name in the table, its folder, its newest step."""
+    """A run that is tested: its name in the table, its folder, its newest step.
+
+    seal: what tells the step from another training's; data: another prepared data set
+    than the run's.
+    """
 
     name: str
     folder: Path
     step: int
+    seal: str = ""
+    data: str = ""
 
-    def key(self, corruption: str) -> str:
-        """Where an evaluation stands in the JSON."""
-        return f"{self.folder} step {self.step} {corruption or 'clean'}"
+    def key(self, what: str) -> str:
+        """Where an evaluation on degraded input, or its notes, stand in the JSON."""
+        data = f" on {self.data}" if self.data else ""
+        return f"{self.folder} step {self.step} {self.seal}{data} {what or 'clean'}"
 
 
 def subsets(config) -> tuple[str, ...]:
@@ -85,9 +93,9 @@ def levels_of(kinds: Sequence[str], given: Sequence[str]) -> dict[str, tuple]:
 
 
 def evaluate(folder: Path, corruptions: Sequence[str], data: str = ""):
-    """Yields (corruption, {subset: metrics}) of the newest checkpoint of a run.
+    """Yields (corruption, {subset: metrics}, notes) of the newest checkpoint of a run.
 
-    data: another prepared data set. What belongs beside the numbers is printed. Raises
+    data: another prepared data set; notes: what belongs beside the numbers. Raises
     ConfigError for an autoencoder.
     """
     model = api.load(folder)
@@ -98,13 +106,13 @@ def evaluate(folder: Path, corruptions: Sequence[str], data: str = ""):
         config.data.dir = data
     config.eval.modalities = names = subsets(config)
     dataset = datasets.split(config, config.eval.split)
-    said = [*model.caveats, *caveats.of_data(config, dataset, config.eval.split)]
-    if said:
-        print(f"{folder}:{caveats.text(list(dict.fromkeys(said)))}", flush=True)
+    said = list(model.caveats)
+    said += caveats.of_evaluation(config, dataset, said)
     for corruption in corruptions:
         config.eval.corruption = corruption
         found = finetune.evaluate(config, {"eval": dataset}, folder)
-        yield corruption, {name: _numbers(found, name, len(names)) for name in names}
+        numbers = {name: _numbers(found, name, len(names)) for name in names}
+        yield corruption, numbers, said
 
 
 def _numbers(found: Mapping[str, float], subset: str, subsets: int) -> dict[str, float]:
@@ -116,7 +124,7 @@ def _numbers(found: Mapping[str, float], subset: str, subsets: int) -> dict[str,
     return {k: v for k, v in numbers.items() if "/" not in k}
 
 
-def test(subjects: Sequence[Subject], levels: Mapping, out: Path, data: str = ""):
+def test(subjects: Sequence[Subject], levels: Mapping, out: Path):
     """Evaluates what is not in OUT/robustness.json yet; returns what is then there."""
     file = out / "robustness.json"
     done = json.loads(file.read_text("utf-8")) if file.is_file() else {}
@@ -126,8 +134,8 @@ def test(subjects: Sequence[Subject], levels: Mapping, out: Path, data: str = ""
         todo = [c for c in wanted if subject.key(c) not in done]
         if not todo:
             continue
-        for corruption, found in evaluate(subject.folder, todo, data):
-            done[subject.key(corruption)] = found
+        for corruption, found, notes in evaluate(subject.folder, todo, subject.data):
+            done |= {subject.key(corruption): found, subject.key("notes"): notes}
             file.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
             shown = "  ".join(f"{k} {score(v):.3f}" for k, v in found.items())
             print(f"{subject.name}  {corruption or 'clean'}: {shown}", flush=True)
@@ -161,7 +169,7 @@ def _name(subject: Subject, subset: str) -> str:
 
 
 def markdown(subjects: Sequence[Subject], done: Mapping, levels: Mapping) -> str:
-    """A table for each kind: runs and subsets down, levels across."""
+    """A table for each kind: runs and subsets down, levels across; then the notes."""
     parts = []
     for kind, each in levels.items():
         lines = [
@@ -176,6 +184,9 @@ def markdown(subjects: Sequence[Subject], done: Mapping, levels: Mapping) -> str
                 cells = " | ".join(f"{100 * value:.1f}" for value in values)
                 lines.append(f"| {name.replace('|', '/')} | {cells} |")
         parts.append("\n".join(lines) + "\n")
+    notes = [(x.name, note) for x in subjects for note in done[x.key("notes")]]
+    if notes:
+        parts.append("".join(f"- NOTE ({name}): {note}.\n" for name, note in notes))
     return "\n".join(parts)
 
 
@@ -186,6 +197,13 @@ def draw(subjects: Sequence[Subject], done: Mapping, levels: Mapping, out: Path)
         options = dict(x_label=kind.replace("_", " "), marks=True, standalone=True)
         text = charts.lines("Accuracy", lines, **options)
         (out / f"{kind}.svg").write_text(text, encoding="utf-8")
+
+
+def _step(folder: Path) -> tuple[int, str]:
+    """The newest good step of a run, and a hash that tells it from another's."""
+    place, step = checkpoints.find(folder)
+    sums = (place / str(step) / "checksums-0.json").read_bytes()
+    return step, hashlib.sha256(sums).hexdigest()[:8]
 
 
 def main(argv=None):
@@ -205,10 +223,10 @@ def main(argv=None):
         levels = levels_of(given.kinds.split(","), given.levels)
         folders = [path.resolve() for path in given.runs]
         subjects = [
-            Subject(name, folder, checkpoints.find(folder)[1])
+            Subject(name, folder, *_step(folder), data=given.data)
             for name, folder in zip(report.names_of(folders), folders, strict=True)
         ]
-        done = test(subjects, levels, given.out, given.data)
+        done = test(subjects, levels, given.out)
         text = markdown(subjects, done, levels)
         (given.out / "robustness.md").write_text(text, encoding="utf-8")
         draw(subjects, done, levels, given.out)

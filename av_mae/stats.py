@@ -37,17 +37,22 @@ def sound(
     split: str = "train",
     source: str = "records",
     skip_bad_records: int = 0,
-) -> tuple[float, float]:
-    """(mean, deviation) of the log-mels of `split`: as stored, else measured now.
+    keep: bool = True,
+) -> tuple[float, float, bool]:
+    """(mean, deviation, whether they were stored) of log-mels.
 
-    directory, source, skip_bad_records: those of `config.data`.
+    As stored, else measured now, of `split`.
+
+    directory, source, skip_bad_records: those of `config.data`; keep: what is measured
+    now is stored, for all who use the data set from then on.
     """
     records = open_records(directory, split, source, skip_bad_records=skip_bad_records)
-    stored = records.info["statistics"].get(_key(preset))
-    if stored is None:
-        stored = measure(records, preset)
-        store(records, {_key(preset): stored})
-    return stored["mean"], stored["std"]
+    stored = found = records.info["statistics"].get(_key(preset))
+    if found is None:
+        found = measure(records, preset)
+        if keep:
+            store(records, {_key(preset): found})
+    return found["mean"], found["std"], stored is not None
 
 
 def check_fixed(config, split: str = "") -> str:

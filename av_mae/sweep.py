@@ -326,6 +326,7 @@ def main(argv=None):
         commandline.stop(error)
     text = sweep_table.markdown(table)
     print(f"\n{text}\nwritten: {workdir / 'table.md'}, table.json")
+    return 0 if any(row["seeds"] for row in table["rows"]) else 1
 
 
 if __name__ == "__main__":

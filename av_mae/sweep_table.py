@@ -32,9 +32,9 @@ def summary(results: Results, notes: Sequence[str] = ()) -> dict:
     A row has its `point`, the `seeds` that are done, `metrics`, of each the `mean`, the
     `half_width` of its interval (None for one seed) and the `values`, in the order of
     the seeds; `differences`, the same of the differences to the first point, paired by
-    seed; and `failed`. An effect, where more than one field has several values, is such
-    a difference between a `value` of a `field` and its `first`, the mean over the
-    settings of the other fields.
+    seed; `failed`, the first sentence, and `failed_seeds`. An effect, where more than
+    one field has several values, is such a difference between a `value` of a `field`
+    and its `first`, the mean over the settings of the other fields.
     """
     points: dict[Settings, dict[int, Mapping]] = {}
     for (point, seed), result in results.items():
@@ -49,8 +49,9 @@ def summary(results: Results, notes: Sequence[str] = ()) -> dict:
         row["metrics"] = _statistics(list(good[point].values()))
         if point != first and (pairs := _paired(good[point], good[first])):
             row["differences"] = _statistics(list(pairs.values()))
-        failed = [result["failed"] for result in found.values() if "failed" in result]
-        rows.append(row | ({"failed": failed[0]} if failed else {}))
+        if failed := {s: x["failed"] for s, x in found.items() if "failed" in x}:
+            row |= {"failed": next(iter(failed.values())), "failed_seeds": [*failed]}
+        rows.append(row)
     return {"rows": rows, "effects": _effects(good), "notes": list(notes)}
 
 
@@ -113,14 +114,20 @@ def markdown(table: Mapping) -> str:
     rows = table["rows"]
     fields = list(rows[0]["point"])
     named = lambda row: [str(row["point"][field]) for field in fields]
-    lines = []
+    lines, metrics = [], _metrics(rows, "metrics") or [""]
     for row in rows:
-        line = _line(named(row), row["metrics"], _metrics(rows, "metrics"))
+        line = _line(named(row), row["metrics"], metrics)
         if "failed" in row and not row["seeds"]:
-            at = slice(len(fields) + 1, len(fields) + 2)  # nothing yet, or a metric
-            line[at] = [f"failed: {row['failed']}".replace("|", "\\|")]
+            line[len(fields) + 1] = f"failed: {row['failed']}".replace("|", "\\|")
+        elif "failed" in row:
+            line[len(fields)] += f" ({len(row['failed_seeds'])} failed)"
         lines.append(line)
-    text = _table([*fields, "seeds", *_metrics(rows, "metrics")], lines)
+    text = _table([*fields, "seeds", *metrics], lines)
+    for row in rows:
+        if row["seeds"] and "failed" in row:
+            seeds = ", ".join(map(str, row["failed_seeds"]))
+            where = ", ".join(f"{k}={v}" for k, v in row["point"].items())
+            text += f"\nFailed, and in no mean: {where} seed {seeds}: {row['failed']}\n"
     if differ := [row for row in rows if row.get("differences")]:
         metrics = _metrics(differ, "differences")
         where = ", ".join(f"{k}={v}" for k, v in rows[0]["point"].items())

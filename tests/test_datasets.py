@@ -43,11 +43,17 @@ def test_both_splits_with_the_labels_that_the_loss_wants(opened):
 
 
 def test_statistics_of_the_data_set_are_filled_in(opened, monkeypatch):
-    monkeypatch.setattr(datasets.stats, "sound", lambda *where: (-1.5, 2.5))
+    sound = lambda *where, keep: seen.append((where[2], keep)) or (-1.5, 2.5, False)
+    seen = []
+    monkeypatch.setattr(datasets.stats, "sound", sound)
     settings = config("digits/finetune")
     settings.spectrogram.normalise = "dataset"
-    datasets.load(settings)
+    assert datasets.load(settings)["eval"].notes == []
     assert (settings.spectrogram.mean, settings.spectrogram.std) == (-1.5, 2.5)
+    settings.mode = "eval"  # the training split need not be there
+    (note,) = datasets.load(settings)["eval"].notes
+    assert "are those of test, since none of the training's are stored" in note
+    assert seen == [("train", True), ("test", False)]
     settings.modalities, settings.spectrogram.mean = ("rgb",), 0.0
     datasets.load(settings)
     assert settings.spectrogram.mean == 0.0

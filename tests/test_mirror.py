@@ -214,6 +214,23 @@ def test_a_bucket_that_cannot_be_written(bucket, monkeypatch, caplog):
     assert not checksums.verify(folder / "checkpoints/1")
 
 
+def test_a_bucket_that_cannot_be_read(bucket, monkeypatch):
+    def refused(path, mode):
+        raise PermissionError("401, no credentials")
+
+    with mirror.kept(RUN) as folder:
+        step_of(folder, 1)
+    shutil.rmtree(folder)
+    monkeypatch.setattr(bucket, "open", refused, raising=False)
+    for workdir in (RUN, "foo://x/run"):
+        with (
+            pytest.raises(CheckpointError, match=f"{workdir} cannot be read") as error,
+            mirror.kept(workdir),
+        ):
+            pytest.fail("it begins anew")
+        assert "\n" not in str(error.value)
+
+
 def test_several_processes_need_a_folder(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ConfigError, match="mount the bucket"), mirror.kept(RUN):

@@ -28,7 +28,7 @@ def asked(monkeypatch):
     def evaluate(folder, corruptions, data):
         for text in corruptions:
             calls.append((folder.name, text))
-            yield text, answer(text)
+            yield text, answer(text), ["7 of 8 clips"]
 
     monkeypatch.setattr(robustness, "evaluate", evaluate)
     return calls
@@ -75,9 +75,12 @@ def test_what_is_done_is_not_done_again(asked, tmp_path):
     assert asked == [("a", "blur:4")]
     asked.clear()
     robustness.test([Subject("a", Path("/x/a"), 8)], levels, tmp_path)  # trained on
-    assert len(asked) == 3
-    assert len(json.loads((tmp_path / "robustness.json").read_text())) == 10
-    assert len(done) == 7
+    others = {"seal": "another training's"}, {"data": "datasets/other"}
+    for more in others:
+        robustness.test([Subject("a", Path("/x/a"), 4, **more)], levels, tmp_path)
+    assert len(asked) == 9
+    assert len(json.loads((tmp_path / "robustness.json").read_text())) == 21
+    assert len(done) == 9  # 7 evaluations and the notes of both
 
 
 def test_table_and_pictures(asked, tmp_path):
@@ -96,6 +99,8 @@ def test_table_and_pictures(asked, tmp_path):
         "| a/b, rgb | 90.0 | 60.0 |",
         "| a/b, spectrogram | 50.0 | 50.0 |",
         "| a/b, rgb+spectrogram | 90.0 | 60.0 |",
+        "",
+        "- NOTE (a|b): 7 of 8 clips.",
     ]
     found = robustness.series(subjects, done, "blur", levels["blur"])
     assert found["a|b, rgb"] == [
@@ -115,7 +120,7 @@ def test_the_command_on_runs(toy_run, tmp_path, capsys):
     words = ["--kinds", "mute", "--levels", "mute=1", "--out", str(tmp_path)]
     robustness.main([str(toy_run / "finetune"), *words])
     done = json.loads((tmp_path / "robustness.json").read_text())
-    clean, mute = done.values()
+    clean, _, mute = done.values()
     assert set(clean) == set(BOTH)
     assert mute["rgb"] == clean["rgb"] and mute["spectrogram"] != clean["spectrogram"]
     lines = (toy_run / "finetune" / "metrics.jsonl").read_text().splitlines()

@@ -73,10 +73,13 @@ def direct(waveforms: list) -> tuple[float, float, float]:
 def test_equal_a_direct_computation_and_are_kept(tmp_path, capsys, monkeypatch):
     folder = write_set(tmp_path / "set", sounds())
     mean, std, spread = direct([x for x in sounds() if x is not None])
-    assert stats.sound(str(folder)) == pytest.approx((mean, std), abs=5e-5)
+    *found, known = stats.sound(str(folder), keep=False)
+    assert found == pytest.approx([mean, std], abs=5e-5) and not known
+    assert not records.read_info(folder)["statistics"]
+    stats.sound(str(folder))
 
     stored = records.read_info(folder)["statistics"]["log_mel/mbt"]
-    assert (stored["mean"], stored["std"]) == stats.sound(str(folder))
+    assert (stored["mean"], stored["std"], True) == stats.sound(str(folder))
     assert stored["mean_standard_error"] == pytest.approx(spread, abs=5e-5)
     assert stored["clips"] == 3
 
@@ -91,7 +94,7 @@ def test_equal_a_direct_computation_and_are_kept(tmp_path, capsys, monkeypatch):
     info = records.read_info(folder)
     info["statistics"]["log_mel/mbt"] |= {"mean": -1.5, "std": 0.5}
     records.write_json(folder / "dataset.json", info)
-    assert stats.sound(str(folder)) == (-1.5, 0.5)
+    assert stats.sound(str(folder)) == (-1.5, 0.5, True)
 
 
 def test_no_more_clips_than_wanted_spread_over_the_split(tmp_path, monkeypatch):
@@ -115,8 +118,8 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(stats, "write_json", refuse)
     with caplog.at_level(logging.WARNING):
-        mean, std = stats.sound(str(folder))
-    assert std > 0 and "statistics are not stored" in caplog.text
+        _, std, known = stats.sound(str(folder))
+    assert std > 0 and not known and "statistics are not stored" in caplog.text
     assert not records.read_info(folder)["statistics"]
 
 

@@ -45,7 +45,20 @@ def test_the_table_has_means_and_failures():
 
 def test_a_table_of_failures_alone():
     table = sweep_table.summary({((("probe", "odd"),), 0): {"failed": "no."}})
-    assert sweep_table.markdown(table).splitlines()[2] == "| odd | 0 | failed: no. |"
+    assert sweep_table.markdown(table).splitlines() == [
+        "| probe | seeds |  |",
+        "|---|---|---|",
+        "| odd | 0 | failed: no. |",
+    ]
+
+
+def test_seeds_that_failed_stand_beside_those_that_did_not():
+    point = (("lr", "1e-1"),)
+    bad = {"failed": "loss is nan."}
+    results = {(point, 0): {"top_1": 0.9}, (point, 1): bad, (point, 2): bad}
+    text = sweep_table.markdown(sweep_table.summary(results))
+    assert "\n| 1e-1 | 1 (2 failed) | 0.9 |\n" in text
+    assert "Failed, and in no mean: lr=1e-1 seed 1, 2: loss is nan.\n" in text
 
 
 def grid_results(values, probes=("full", "linear"), pools=("mean", "cls")) -> dict:

@@ -80,7 +80,7 @@ class Phases:
 
 def train(job: dict):
     """One training of `job`, which tells in `phases` what it is doing."""
-    from av_mae import checkpoints, datasets, pretrain, update
+    from av_mae import checkpoints, datasets, evaluation, finetune, pretrain, update
     from av_mae import run as runs
     from data import pipeline
 
@@ -90,6 +90,7 @@ def train(job: dict):
         lambda *args, **options: _within(phases, phase, function, args, options)
     )
     pretrain._evaluate = around("evaluate", pretrain._evaluate)
+    evaluation.run = around("evaluate", evaluation.run)
     make, save, finish = (
         update.make,
         checkpoints.Checkpoints.save,
@@ -131,7 +132,8 @@ def train(job: dict):
     pipeline.Dataset.train = read
     runs.Run.watch = watched
     config = config_of(job)
-    pretrain.train(config, datasets.load(config), workdir)
+    trainer = {"pretrain": pretrain, "finetune": finetune}[config.trainer]
+    trainer.train(config, datasets.load(config), workdir)
 
 
 def _within(phases, phase, function, args, options):
@@ -142,10 +144,12 @@ def _within(phases, phase, function, args, options):
 def config_of(job: dict):
     """A tiny audiovisual run: a line for every step, a checkpoint for every third."""
     config = synthetic.tiny(
-        "folder/pretrain", data__dir=job["data"], steps=job["steps"], ema=0.9
+        job["name"], data__dir=job["data"], steps=job["steps"], ema=0.9
     )
     config.data.num_frames = 2
-    config.log.every_steps, config.log.pictures = 1, 0
+    config.log.every_steps = 1
+    if config.trainer == "pretrain":
+        config.log.pictures = 0
     config.checkpoint.every_steps = 3
     config.eval.every_epochs = 2.5  # of two steps
     return config
@@ -174,7 +178,7 @@ def serve():
     import tensorflow  # noqa: F401 (TensorBoard's writer)
     from clu import metric_writers  # noqa: F401
 
-    from av_mae import datasets, pretrain  # noqa: F401
+    from av_mae import datasets, finetune, pretrain  # noqa: F401
 
     print("ready", flush=True)
     for line in sys.stdin:
@@ -297,7 +301,7 @@ def kill(server, draw, phase: str, job: dict) -> set[str] | None:
 
 
 def kill_and_compare(
-    server, data, folder, kills: int, seed: int
+    server, name: str, data, folder, kills: int, seed: int
 ) -> tuple[int, dict[str, int]]:
     """Kills one run so often, lets it end, and compares it with one that was not.
 
@@ -305,9 +309,9 @@ def kill_and_compare(
     several at once, as the data are read and a checkpoint is written while the run goes
     on).
     """
-    draw, steps = random.Random(seed), 6 * kills
+    draw, steps = random.Random(seed), 8 * kills
     killed, whole = folder / "killed", folder / "whole"
-    job = {"do": "train", "data": str(data), "steps": steps}
+    job = {"do": "train", "name": name, "data": str(data), "steps": steps}
     server.run(**job, workdir=str(whole))  # compiles what the others read from disk
     phases = [PHASES[i % len(PHASES)] for i in range(kills)]
     draw.shuffle(phases)
@@ -319,7 +323,7 @@ def kill_and_compare(
             fell[name] += 1
     server.run(**job, workdir=str(killed))
     compare(server, killed, whole, steps)
-    assert met >= kills / 2  # on a fast machine a run may end before
+    assert met >= 0.8 * kills  # on a fast machine a run may end before
     return met, fell
 
 
@@ -356,18 +360,23 @@ def order(workdir: Path) -> dict[int, list[int]]:
     return found
 
 
+FINETUNE = pytest.param("folder/finetune", marks=pytest.mark.slow)
+
+
 @pytest.mark.stress
-def test_killed_at_any_moment_a_run_ends_as_without(server, data, tmp_path):
+@pytest.mark.parametrize("name", ["folder/pretrain", FINETUNE])
+def test_killed_at_any_moment_a_run_ends_as_without(name, server, data, tmp_path):
     # A sixth more, for those that come after the end of the run.
     most = KILLS + KILLS // 6
-    met, fell = kill_and_compare(server, data, tmp_path, most, seed=0)
+    met, fell = kill_and_compare(server, name, data, tmp_path, most, seed=0)
     assert all(fell.values()) or not FULL, fell
     where = ", ".join(f"{count} in {name}" for name, count in fell.items())
     outcome = "parameters, optimiser state, EMA, order of the data, metrics.jsonl and "
     outcome += f"TensorBoard as without a kill ({where}; some in two of them)"
-    reliability.record("SIGKILL of a training", met, outcome, seed=0)
+    fault = f"SIGKILL of a training: {name.split('/')[1]}"
+    reliability.record(fault, met, outcome, seed=0)
 
 
 @pytest.mark.slow
-def test_killed_at_many_moments_a_run_ends_as_without(server, data, tmp_path):
-    kill_and_compare(server, data, tmp_path, 25, seed=1)
+def test_killed_at_many_moments_it_ends_as_without(server, data, tmp_path):
+    kill_and_compare(server, "folder/pretrain", data, tmp_path, 20, seed=1)

@@ -34,6 +34,7 @@ SAVEDMODEL_CODE = """\
 ```python
 import tensorflow as tf
 
+# A SavedModel is a program: this runs what is in it. Load only what you trust.
 outputs = tf.saved_model.load("saved_model").serve(inputs)
 ```
 """

@@ -80,6 +80,9 @@ def test_each_ends_as_frames_or_as_an_error(tmp_path, monkeypatch):
     print({how: ends.count(how) for how in sorted(set(ends))})
     assert not wrong and len(ends) == COUNT
     assert ends.count("frames") > COUNT / 4 and ends.count("MediaError") > COUNT / 20
-    outcome = f"read for what is good ({ends.count('frames')}), else one sentence; "
-    outcome += f"at most {SECONDS:g} s and {MEGABYTES} MB each"
+    outcome = f"read for what is good ({ends.count('frames')}), else one sentence "
+    outcome += f"({ends.count('died')} of them that the file ended its own reading "
+    outcome += (
+        f"process, which is begun anew); at most {SECONDS:g} s and {MEGABYTES} MB each"
+    )
     reliability.record("damaged media file", COUNT, outcome, seed=0)

@@ -275,6 +275,9 @@ def _prepare(argv: list[str]):
 
     from data import DataError, prepare, prepare_speed, workers
 
+    if argv in (["-h"], ["--help"]):
+        print(__doc__)
+        return
     if len(argv) != 1 or argv[0].startswith("-"):
         commandline.stop(UserError("give one folder or CSV: benchmark prepare FOLDER."))
     cores = workers.processors()

@@ -312,7 +312,7 @@ def find(path: Path | str) -> tuple[Path, int]:
     if not found:
         raise CheckpointError(
             f"{path} holds no checkpoint: give a workdir, its checkpoints folder or a "
-            "step in it."
+            "step in it; `python -m av_mae.convert` makes one of published weights."
         )
     for step in reversed(found):
         problem = checksums.verify(folder / str(step))

@@ -7,6 +7,7 @@ does not). The largest batch is where a straight line through two compiled batch
 meets SHARE of the device's memory.
 """
 
+import contextlib
 import logging
 import math
 from pathlib import PurePath
@@ -87,14 +88,26 @@ class Plan(NamedTuple):
 
 
 def make(config, num_clips: int = 0) -> Plan:
-    """Compiles the step twice, at the config's batch size and at another."""
+    """Compiles the step twice, at the config's batch size and, silently, at another."""
     devices = program.mesh_of(config).size
     size = config.batch_size
     other = size // 2 // devices * devices or 2 * size
-    found = {n: memory_of(compiled(config, n, num_clips)) for n in (size, other)}
-    a, b = found[size].total, found[other].total
-    per_clip = (a - b) * devices / (size - other)
-    return Plan(found[size], a - per_clip * size / devices, per_clip, devices)
+    found = memory_of(compiled(config, size, num_clips))
+    with _silence():
+        second = memory_of(compiled(config, other, num_clips))
+    per_clip = (found.total - second.total) * devices / (size - other)
+    return Plan(found, found.total - per_clip * size / devices, per_clip, devices)
+
+
+@contextlib.contextmanager
+def _silence():
+    ours = logging.getLogger("av_mae")
+    level = ours.level
+    ours.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
 
 
 def clips_of(config) -> int:

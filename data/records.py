@@ -574,8 +574,9 @@ class Records:
         if split not in self.info["splits"]:
             raise RecordError(
                 f"{self.folder}: has no split {split!r}, only "
-                f"{', '.join(self.info['splits'])}; correct the name of the split or "
-                "prepare with another --split."
+                f"{', '.join(self.info['splits'])}; correct the name of the split "
+                "(config.data.split, config.eval.split), or prepare with another "
+                "--split or a CSV that has a column `split`."
             )
         self.index = _read_index(self.folder / index_name(split))
         lengths = self.info["splits"][split]["shard_lengths"]

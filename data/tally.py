@@ -252,4 +252,7 @@ def _warnings(report: dict) -> Iterator[str]:
     if count("without_rgb") > LOST_SHARE * clips:
         yield f"{count('without_rgb')} of {clips} clips have no picture."
     for split in report.get("empty_splits", []):
-        yield f"no clip fell into the split {split}; there is none."
+        yield (
+            f"no clip fell into the split {split}; there is none: set the split of the "
+            "config to another, or prepare a CSV that has a column `split`."
+        )

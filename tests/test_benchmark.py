@@ -87,8 +87,9 @@ def test_a_wrong_word_is_one_sentence(tmp_path):
         benchmark._read(str(tmp_path / "none.json"))
 
 
-def test_help_has_examples(capsys):
-    benchmark.main(["benchmark", "--help"])
+@pytest.mark.parametrize("words", [["--help"], ["prepare", "--help"]])
+def test_help_has_examples(words, capsys):
+    benchmark.main(["benchmark", *words])
     assert "python -m av_mae.benchmark step --config=" in capsys.readouterr().out
 
 

@@ -30,13 +30,15 @@ def test_time_of_a_run():
 def test_a_dry_run_compiles_and_says_it(caplog):
     """More clips take more memory; what is said is what was counted."""
     config = synthetic.tiny("digits/pretrain", batch_size=4)
-    with synthetic.quick(), caplog.at_level(logging.INFO, "av_mae.plan"):
+    with synthetic.quick(), caplog.at_level(logging.INFO, "av_mae"):
         plan.dry_run(config, 1000, "H100")
         found = plan.make(config)
     assert found.per_clip > 0 and found.memory.total > found.memory.temporary > 0
     # The state lies where it lay; nearly nothing is returned beside it.
     assert found.memory.outputs - found.memory.aliased < found.memory.arguments / 10
     text = caplog.text
+    # Of the two batch sizes that are compiled, the log is of the config's.
+    assert "4 clips per update" in text and "2 clips per update" not in text
     once = flops.per_clip(config) / 1e9
     assert f"training step: {once:.1f} GFLOP a clip" in text
     assert f"largest batch {found.largest(peaks.named('H100').memory)};" in text

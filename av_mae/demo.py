@@ -40,6 +40,7 @@ from data import DataError, pipeline, workers
 log = logging.getLogger("av_mae.demo")  # `__name__` may be "__main__"
 
 ROOT = Path(__file__).resolve().parents[1]
+TRAINING_MEAN = "mean of training clips"
 SETS = {
     "sound": ("spectrogram",),
     "picture": ("rgb",),
@@ -111,33 +112,52 @@ def finished(results: dict) -> dict:
 
 
 def run_pretraining(config, data: dict, workdir: Path) -> dict:
-    """Pretrains, and measures three trivial predictors on the same masks."""
+    """Pretrains, and measures trivial predictors on the same masks."""
     errors = finished(pretrain.train(config, data, workdir))
-    return errors | {"trivial": trivial_errors(config, data["eval"])}
+    return errors | {"trivial": trivial_errors(config, data)}
 
 
-def trivial_errors(config, dataset, clips: int = 256) -> dict[str, dict[str, float]]:
-    """{predictor: {modality: masked error}} of held-out clips, in the loss's units."""
-    prepare_batch = jax.jit(inputs.make(config, missing=False), static_argnums=2)
+def trivial_errors(config, data: dict, clips: int = 256) -> dict[str, dict[str, float]]:
+    """{predictor: {modality: masked error}} of held-out clips, in the loss's units.
+
+    Those of `baselines`, and the mean over as many training clips, place by place.
+    """
     layouts = inputs.layouts(config)
-    sums: dict = {name: {} for name in baselines.PREDICTORS}
-    batches = dataset.evaluate(config.eval.batch_size)
-    for i, batch in zip(range(clips // config.eval.batch_size), batches, strict=False):
-        rng = loop.key(config.seed, i, "eval")  # as the evaluation draws them
-        patches, _ = prepare_batch(batch, loop.key(rng, 0, "augment"), False)
+    known = {m: [] for m in layouts}
+    for _, valid, patches in _patches(config, data["train"], clips):
+        for m, x in patches.items():
+            known[m].append(x[valid])
+    mean = {m: np.concatenate(values).mean(0) for m, values in known.items()}
+    sums: dict = {name: {} for name in (TRAINING_MEAN, *baselines.PREDICTORS)}
+    for rng, valid, patches in _patches(config, data["eval"], clips):
         masks = pretrain.draw_masks(
-            config, loop.key(rng, 0, "mask"), len(batch["valid"])
+            config, loop.key(rng, 0, "mask"), config.eval.batch_size
         )
         for m, x in patches.items():
-            x, (kept, masked) = np.asarray(x), map(np.asarray, masks[m])
+            x, kept, masked = (np.asarray(part)[valid] for part in (x, *masks[m]))
             truth = np.take_along_axis(x, masked[..., None], axis=1)
-            for name, predict in baselines.PREDICTORS.items():
-                guess = predict(x, kept, masked, layouts[m].grid)
-                sums[name].setdefault(m, []).append(np.mean((guess - truth) ** 2))
+            guesses = {
+                name: predict(x, kept, masked, layouts[m].grid)
+                for name, predict in baselines.PREDICTORS.items()
+            }
+            guesses[TRAINING_MEAN] = mean[m][masked]
+            for name, guess in guesses.items():
+                errors = np.mean((guess - truth) ** 2, axis=(1, 2))
+                sums[name].setdefault(m, []).append(errors)
     return {
-        name: {m: float(np.mean(values)) for m, values in each.items()}
+        name: {m: float(np.concatenate(x).mean()) for m, x in each.items()}
         for name, each in sums.items()
     }
+
+
+def _patches(config, dataset, clips: int):
+    """Yields (random key, valid [b], {m: patches [b n f]}) as evaluations see them."""
+    prepare = jax.jit(inputs.make(config, missing=False), static_argnums=2)
+    batches = dataset.evaluate(config.eval.batch_size)
+    for i, batch in zip(range(clips // config.eval.batch_size), batches, strict=False):
+        rng = loop.key(config.seed, i, "eval")
+        patches, _ = prepare(batch, loop.key(rng, 0, "augment"), False)
+        yield rng, batch["valid"], jax.tree.map(np.asarray, patches)
 
 
 def late_fusion(first: Path, second: Path) -> float:

@@ -5,11 +5,13 @@ import importlib.util
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
+import synthetic
 import toy
 
-from av_mae import TrainingError, demo
+from av_mae import TrainingError, baselines, demo, inputs, loop, pretrain
 from data import DataError
 
 SETS = ("sound", "picture", "both")
@@ -60,6 +62,39 @@ def test_text():
     ]
 
 
+def test_errors_of_the_trivial_guesses(monkeypatch):
+    """Of 5 clips, though batches of 4 are padded: as a loop over clips has them."""
+    config = synthetic.tiny("digits/pretrain", eval__batch_size=4)
+    data = {
+        "train": synthetic.Dataset(config, num_clips=4),
+        "eval": synthetic.Dataset(config, num_clips=5, first=50),
+    }
+    with synthetic.quick():
+        found = demo.trivial_errors(config, data, clips=8)
+        prepare = jax.jit(inputs.make(config, missing=False), static_argnums=2)
+        known = {"rgb": [], "spectrogram": []}
+        seen = lambda name: (
+            prepare(x, jax.random.key(0), False)[0] for x in batches[name]
+        )
+        batches = {k: list(x.evaluate(4)) for k, x in data.items()}
+        (patches,) = seen("train")
+        mean = {m: np.asarray(x).mean(0) for m, x in patches.items()}
+        for i, (batch, patches) in enumerate(
+            zip(batches["eval"], seen("eval"), strict=True)
+        ):
+            rng = loop.key(loop.key(config.seed, i, "eval"), 0, "mask")
+            masks = pretrain.draw_masks(config, rng, 4)
+            for m, x in patches.items():
+                for row in np.flatnonzero(batch["valid"]):
+                    hidden = np.asarray(masks[m].masked)[row]
+                    error = (np.asarray(x)[row] - mean[m])[hidden] ** 2
+                    known[m].append(error.mean())
+    assert list(found) == ["mean of training clips", *baselines.PREDICTORS]
+    for m, errors in known.items():
+        assert len(errors) == 5
+        assert found["mean of training clips"][m] == pytest.approx(np.mean(errors))
+
+
 def rows_of(text: str, title: str) -> dict[str, list[str]]:
     """{first cell: the others} of the table below a line that begins with `title`."""
     table = text[text.index(title) :].split("\n\n")[1].splitlines()
@@ -85,7 +120,7 @@ def test_the_whole_demo_at_smoke_size(tmp_path):
         assert [cell == "" for cell in cells] == [late, late, False]
         assert all(re.fullmatch(r"\d+\.\d%", cell) for cell in cells if cell)
     errors = rows_of(text, "Masked error on test clips")
-    assert len(errors) == 4 and "the autoencoder" in errors
+    assert len(errors) == 5 and "the autoencoder" in errors
     assert all(float(cell) > 0 for cells in errors.values() for cell in cells)
     pictures = tmp_path / "pretrain" / "pictures"
     assert f"Reconstructions: {pictures}" in text and list(pictures.glob("*.png"))

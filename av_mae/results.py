@@ -414,6 +414,7 @@ def write(work: Work, seeds: int, out: Path):
     """
     others = sorted(out.with_suffix("").glob("*.md"))
     text = [results_page.table(work, seeds)]
+    text += [results_page.OTHERS] * bool(others)
     text += [path.read_text(encoding="utf-8") for path in others]
     parts.write_text(out, "\n".join(text))
     work.write_numbers(out.with_suffix(".json"))

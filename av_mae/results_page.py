@@ -66,10 +66,19 @@ def table(work, seeds: int) -> str:
 HEAD = """\
 # Does pretraining pay? The built-in digits
 
-Written by `make results`; {clips:,} clips to pretrain on, {test:,} to test. Top-1 in
-per cent: mean ± 95 % interval (t distribution) and in brackets the number of seeds. A
-seed has its own labelled clips, initialisation, order and pretraining, the same for all
-rows; chance is 10. It took {minutes:.0f} minutes so far."""
+Written by `make results`; {clips:,} clips to pretrain on, for {epochs:g} epochs, and
+{test:,} to test. Top-1 in per cent: mean ± 95 % interval (t distribution) and in
+brackets the number of seeds. A seed has its own labelled clips, initialisation, order
+and pretraining, the same for all rows; chance is 10. It took {minutes:.0f} minutes."""
+
+OTHERS = """
+The sections below are the files of docs/digits/, each measured by the commands that it
+names. These want the data set under the name of the configs:
+
+    python -m data.digits --out clips/digits --train 4000 --test 2000
+    python -m data.prepare clips/digits/clips.csv --out datasets/digits \\
+        --short-side source
+"""
 
 
 def line(*cells: object) -> str:
@@ -84,7 +93,8 @@ def header(*cells: str) -> str:
 
 def facts(work) -> dict:
     data = work.found("data") or {"train": 0, "test": 0}
-    return {"clips": data["train"], "test": data["test"], "minutes": work.minutes()}
+    counts = {"clips": data["train"], "test": data["test"]}
+    return counts | {"epochs": work.scale.epochs, "minutes": work.minutes()}
 
 
 def top_1(work, name: str) -> float | None:
@@ -256,7 +266,12 @@ def settings(work) -> list[str]:
         "Found on clips held out of training, with as many tries for each start: the "
         f"rates {', '.join(f'{x:g}' for x in scale.rates)} per 256 clips at {first} "
         f"updates{longer}. With all labels an update has four times the clips, and "
-        f"{scale.epochs_of_all:g} passes over them are made:\n"
+        f"{scale.epochs_of_all:g} passes over them are made. Rates and lengths "
+        f"found at {scale.labels[len(scale.labels) // 2]:,} labels serve the other "
+        "numbers too: with more labels the same updates pass over each fewer times, "
+        "which is why rows may fall as labels grow. A choice at the edge of what was "
+        "tried may have a better one beyond it. What is pretrained learns with the "
+        "config's layer decay, scratch with none:\n"
     )
     lines.append(header("start", "", "rate per 256", "updates", "top-1 there"))
     for start, modalities in itertools.product(STARTS, demo.SETS):

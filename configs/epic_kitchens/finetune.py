@@ -114,8 +114,8 @@ def get_config(arg=""):
         erase=0.0,
         frequency_masks=1,
         frequency_width=48,
-        time_masks=4,
-        time_width=48,
+        time_masks=0,
+        time_width=0,
         corruption="",
     )
 

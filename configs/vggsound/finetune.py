@@ -16,8 +16,8 @@ function has 606,778,677 with `--config.model.sound_channels=1`, which is what
 `av_mae.convert` makes of a published file.
 
 SpecAugment's four bands of time stand in the published config, but so does
-`time_mask_max_ratio = 0`, with which its augmenter leaves them out:
-`--config.augment.time_masks=0 --config.augment.time_width=0` is what ran.
+`time_mask_max_ratio = 0`, with which its augmenter leaves them out, as is done here:
+`--config.augment.time_masks=4 --config.augment.time_width=48` brings them in.
 
 Variants, several with commas between: `:audio`, `:video`, one modality alone, of a
 model that was pretrained with both or with one. `:consistent`, the log-mels as in
@@ -117,8 +117,8 @@ def get_config(arg=""):
         erase=0.0,
         frequency_masks=1,
         frequency_width=48,
-        time_masks=4,
-        time_width=48,
+        time_masks=0,
+        time_width=0,
         corruption="",
     )
 

@@ -373,8 +373,8 @@ def test_killed_at_any_moment_a_run_ends_as_without(name, server, data, tmp_path
     where = ", ".join(f"{count} in {name}" for name, count in fell.items())
     outcome = "parameters, optimiser state, EMA, order of the data, metrics.jsonl and "
     outcome += f"TensorBoard as without a kill ({where}; some in two of them)"
-    fault = f"SIGKILL of a training: {name.split('/')[1]}"
-    reliability.record(fault, met, outcome, seed=0)
+    kind = name.split("/")[1]
+    reliability.record(f"SIGKILL of a training: {kind}", met, outcome, seed=0)
 
 
 @pytest.mark.slow

@@ -97,7 +97,13 @@ def test_nothing_begins_after_the_last_minute(tmp_path):
     work = made(tmp_path, {"data": {"train": 100, "test": 50}})
     out = tmp_path / "page.md"
     results.run(work, seeds=2, minutes=0.5, out=out)
-    assert "100 clips to pretrain on, 50 to test" in out.read_text()
+    assert "100 clips to pretrain on, for 1 epochs, and\n50 to test" in out.read_text()
+    assert "python -m data.digits" not in out.read_text()
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "other.md").write_text("## Another command\n")
+    results.write(work, 2, out)
+    commands, other = out.read_text().split("python -m data.digits ")[1:], "## Another"
+    assert len(commands) == 1 and other in commands[0]
     made_by_now = {p.stem for p in (tmp_path / "results").iterdir()}
     assert made_by_now == {"data", "setting"}
 

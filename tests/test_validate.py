@@ -193,8 +193,8 @@ def test_many_valid_configs_take_a_step(name, own):
         tried.append(config)
 
     check()
-    fault = f"random valid config: {name.split('/')[1]}"
-    reliability.record(fault, len(tried), "a step, a finite loss")
+    kind, outcome = name.split("/")[1], "a step, a finite loss"
+    reliability.record(f"random valid config: {kind}", len(tried), outcome)
 
 
 # Random broken configs: one fault in an otherwise valid one.

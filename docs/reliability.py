@@ -54,10 +54,11 @@ How a try is made:
 - **SIGKILL.** A run on real records, of each trainer, is killed, started again, killed,
   to its end; the moment is drawn within a phase (start, step, reading, saving,
   evaluating), and the table tells which were going on when it fell. It is compared with
-  a run that was never killed: every array of the state bit for bit, the clips of every step, `metrics.jsonl`
-  in every field but times, TensorBoard's last value of every number and step.
-- **Checkpoint steps.** Every file of the newest step in turn, then files by chance. Where
-  no step is good, a run ends with a sentence and changes nothing.
+  a run that was never killed: every array of the state bit for bit, the clips of every
+  step, `metrics.jsonl` in every field but times, TensorBoard's last value of every
+  number and step.
+- **Checkpoint steps.** Every file of the newest step in turn, then files by chance.
+  Where no step is good, a run ends with a sentence and changes nothing.
 - **Long run.** After a fifth of the steps the quarters are compared: at most 2 % more
   memory, as many files and threads, at most 25 % more processor time a step.
 - **Full disk.** A small file system of its own, filled after the first checkpoint until

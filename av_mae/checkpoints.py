@@ -334,6 +334,7 @@ def load(
     """
     folder, step = find(path)
     folder = folder / str(step)
+    log.info("reading the %s of %s", weights, folder)
     config, meta = _read_json(folder, "config"), _meta(folder)
     with _reader() as reader:
         saved = reader.metadata(epath.Path(folder / "state")).tree

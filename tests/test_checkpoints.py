@@ -357,8 +357,10 @@ def test_find_says_what_is_wrong(copied, tmp_path):
         checkpoints.find(copied)
 
 
-def test_load_rebuilds_without_knowing_shapes(saved):
+def test_load_rebuilds_without_knowing_shapes(saved, caplog):
+    caplog.set_level("INFO")
     params, config, meta = checkpoints.load(saved)
+    assert f"reading the params of {saved}/checkpoints/200" in caplog.text
     assert config == CONFIG
     assert meta == {"labels": ["a"], "format": 1}
     expected = make_state(200)["params"]

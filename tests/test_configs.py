@@ -461,6 +461,7 @@ def small(name: str, arg: str, steps: int = 1):
         config.log.pictures = 0  # test_main looks at them
     config.spectrogram.normalise = "fixed"  # there is no data set to measure
     config.checkpoint.every_steps = 1000
+    config.init_from.checkpoint_path = ""  # some variants name weights
     heads = config.trainer == "finetune" and [h for h, _ in config.model.label_heads]
     multilabel = config.objective.kind == "sigmoid"
     make = functools.partial(Clips, heads or (), config, multilabel=multilabel)

@@ -384,7 +384,8 @@ class Evaluation:
     def __init__(
         self, config, modalities=("rgb", "spectrogram"), sample_rate: int = 16000
     ):
-        _check_choices(config, modalities, "none")
+        check(config)
+        _check_choices(modalities, "none")
         sound = samples.Sound(sample_rate)
         self._reader = samples.Reader(None, config, modalities, "none", (), sound)
 

@@ -1,8 +1,8 @@
 # make demo    the whole path on a built-in data set: data, pretraining, finetuning
 # make test    linter and tests; make test-slow: the tests that take minutes
 # make results docs/digits.md: whether pretraining pays, five seeds (two hours and a half)
-# make test-lower, test-newest: a part of the tests with the oldest releases that
-#              requirements.txt allows, and with the newest on the newest Python here
+# make test-lower: the quick tests with the oldest releases that requirements.txt allows
+# make test-newest: a part of them with the newest releases on the newest Python here
 # make stress  tests with full repeats (hours); docs/reliability.md tells what they found
 # make parity  docs/parity.md: our numbers against the published programs' (minutes)
 #
@@ -54,10 +54,12 @@ results: $(INSTALLED)
 
 test test-slow test-lower test-newest stress parity: export JAX_PLATFORMS = cpu
 
+QUICK := -m pytest -n auto --maxprocesses=4 --dist=loadfile
+
 test: $(INSTALLED)
 	@$(BIN)/ruff check . || { echo "make test: the linter found the faults above; make format mends most."; exit 1; }
 	@$(BIN)/ruff format --check . || { echo "make test: the files above are not formatted; make format does it."; exit 1; }
-	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile || { echo "make test: the tests named above failed."; exit 1; }
+	@$(BIN)/python $(QUICK) || { echo "make test: the tests named above failed."; exit 1; }
 
 test-slow: $(INSTALLED)
 	@$(BIN)/python -m pytest -m slow -n auto --maxprocesses=2 --dist=worksteal || { echo "make test-slow: the tests named above failed."; exit 1; }
@@ -67,20 +69,19 @@ test-slow: $(INSTALLED)
 MEETING := $(addprefix tests/test_,media.py records.py pipeline.py dmvr.py spectrogram.py \
   autoencoder.py optim.py update.py checkpoints.py loop.py end_to_end.py export.py)
 PIP := -m pip install --quiet --disable-pip-version-check --retries 2
-TRY := -m pytest -n auto --maxprocesses=2 --dist=loadfile $(MEETING)
 
 test-lower:
 	@rm -rf .venv-lower; $(PYTHON) -m venv .venv-lower
 	@sed -nE 's/^([A-Za-z0-9_-]+)(\[[a-z]+\])?>=([0-9.]+)(,<[0-9.]+)?/\1==\3/p' requirements.txt >.venv-lower/constraints.txt
 	@.venv-lower/bin/python $(PIP) -e ".[demo,dev]" -c .venv-lower/constraints.txt || { \
 	  echo "make test-lower: the oldest releases could not be installed together (see above)."; exit 1; }
-	@.venv-lower/bin/python $(TRY) || { echo "make test-lower: the tests named above failed with the oldest releases."; exit 1; }
+	@.venv-lower/bin/python $(QUICK) || { echo "make test-lower: the tests named above failed with the oldest releases."; exit 1; }
 
 test-newest:
 	@python="$$(.ci/newest_python)"; \
 	if [ -z "$$python" ]; then echo "make test-newest: skipped, no Python 3.12 or newer was found."; exit 0; fi; \
 	rm -rf .venv-newest; "$$python" -m venv .venv-newest && .venv-newest/bin/python --version && \
-	.venv-newest/bin/python $(PIP) --upgrade -e ".[demo,dev]" && .venv-newest/bin/python $(TRY) || \
+	.venv-newest/bin/python $(PIP) --upgrade -e ".[demo,dev]" && .venv-newest/bin/python $(QUICK) $(MEETING) || \
 	{ echo "make test-newest: installation or the tests named above failed with the newest releases."; exit 1; }
 
 stress: export AV_MAE_STRESS = $(STRESS)

@@ -149,10 +149,13 @@ class Run:
     def kept(self, step: int, state: dict) -> Iterator[None]:
         """Inside, what fails (an evaluation, a picture) costs no step: they are saved.
 
-        One process of several cannot save alone.
+        But not after a bad number, nor by one process of several, which cannot save
+        alone.
         """
         try:
             yield
+        except TrainingError:
+            raise
         except Exception:
             if jax.process_count() == 1:
                 with contextlib.suppress(CheckpointError, TrainingError):

@@ -128,6 +128,7 @@ def test_no_sound_at_all_is_an_error(tmp_path, capsys):
     prepare.prepare(tmp_path / "clips", tmp_path / "set", split={"train": 1.0}, jobs=1)
     with pytest.raises(RecordError, match="no clip of train has sound"):
         stats.sound(str(tmp_path / "set"))
+    capsys.readouterr()  # what preparation showed
     stats.main([str(tmp_path / "set")])
     shown = capsys.readouterr().out
     assert shown.startswith("rgb: ") and "no clip of train has sound" in shown

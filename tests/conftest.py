@@ -20,8 +20,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 # Nearly all of a training test's time goes to XLA's compiler; its older emitters, which
-# make the same arithmetic, take half. Other releases may not know the flag and abort, and
-# 0.10.0 gives wrong numbers with it where other optimisations are off.
+# make the same arithmetic, take half. Other releases may not know the flag and abort,
+# and 0.10.0 gives wrong numbers with it where other optimisations are off.
 if "XLA_FLAGS" not in os.environ and metadata.version("jaxlib") == "0.10.2":
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 

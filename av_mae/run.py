@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 SEEN = re.compile(
     r"model\.(?!variant|width|depth|mlp|classes|label_heads|drop_path|head_\w+$).*"
     r"|objective\.(?!label_smoothing|weights|l2).*|mask\..*|modalities"
-    r"|data\.(num_frames|stride|fps|size|short_side|resize|crop|sampling|audio_\w+)"
+    r"|data\.(num_frames|stride|fps|size|short_side|resize|sampling|audio_\w+)"
 )
 # Every field that is fixed in a run.
 ANY = re.compile(
@@ -536,7 +536,8 @@ def params_of(config, workdir: Path, init_params: Callable, mesh: Mesh, labels=N
     log.info("evaluating the weights of %s", path)
     ours, trained = (json.loads(config_json(x)) for x in (config, theirs))
     found = checkpoints.changes(trained, ours)
-    seen = ANY if own else SEEN
+    # Weights that `convert` took over do not tell how they were trained.
+    seen = ANY if own and "source" not in meta else SEEN
     told = {k: x for k, x in found.items() if seen.fullmatch(k)}
     said = caveats.of_changes(told, "the config is not that of the training")
     said += [*caveats.of_inputs(theirs, config), *caveats.of_meta(meta)]

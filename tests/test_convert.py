@@ -1,6 +1,7 @@
 """The command: a published file becomes a workdir that trainers take."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -74,7 +75,7 @@ def assert_same(found, expected):
 
 
 def test_a_finetuned_file_is_evaluated_and_gives_first_weights(
-    published, config, tmp_path
+    published, config, tmp_path, caplog
 ):
     params, path = published
     out = tmp_path / "converted"
@@ -98,6 +99,12 @@ def test_a_finetuned_file_is_evaluated_and_gives_first_weights(
     data = synthetic.Dataset(config)
     logits, _ = finetune.predict_all(config, data, out)
     assert np.ptp(logits) > 0.1
+    with caplog.at_level("INFO"):
+        finetune.evaluate(config, {"eval": data}, out)
+    # The file does not tell how it was trained, and so that is not compared.
+    assert "evaluating the weights of" in caplog.text
+    assert not re.search("(batch_size|optimizer|schedule)", caplog.text)
+    assert "data.audio_seconds is 0.32, not 10.0, data.num_frames is 4" in caplog.text
     config = config.copy_and_resolve_references()
     config.init_from.checkpoint_path = str(out)
     fresh = jax.tree.map(np.zeros_like, params)

@@ -17,6 +17,7 @@ from av_mae import (
     MODALITIES,
     ConfigError,
     choose,
+    fusion,
     inputs,
     maskenhancer,
     optim,
@@ -109,11 +110,21 @@ def common(config: ConfigDict):
         _regexes(f"init_from.{name}", [patterns] if _is_text(patterns) else patterns)
     _picture(config.picture)
     _patches(config)
+    if config.model.fusion in maskenhancer.FUSIONS:
+        _maskenhancer(config)
+
+
+def _maskenhancer(config):
+    kind = config.model.fusion
+    if "sound" not in config.model:
+        raise ConfigError(
+            f"model.fusion is {kind!r}, but the config has no model.sound: begin with "
+            f"configs/ucf101/avmaskenhancer_{config.trainer}.py."
+        )
     for name in config.eval.modalities:
-        fusion = config.model.fusion
-        if fusion in maskenhancer.FUSIONS and "rgb" not in str(name).split("+"):
+        if "rgb" not in str(name).split("+"):
             raise ConfigError(
-                f"eval.modalities has {name!r}, but model.fusion {fusion!r} looks at "
+                f"eval.modalities has {name!r}, but model.fusion {kind!r} looks at "
                 "the picture and only hears the sound: leave it out."
             )
 
@@ -247,6 +258,23 @@ def pretraining(config: ConfigDict):
     """What only pretraining asks of a config."""
     model, decoder = config.model, config.model.decoder
     depth = size_of(model).depth
+    own = [x for x in fusion.FUSIONS if {*fusion.SETTINGS.get(x, ())} <= {*model}]
+    if model.fusion in fusion.FUSIONS and model.fusion not in own:
+        raise ConfigError(
+            f"model.fusion is {model.fusion!r}, which is of finetuning alone: choose "
+            f"one of {', '.join(own)}."
+        )
+    if config.objective.decode.kind == "all" and config.objective.decode.share != 1:
+        raise ConfigError(
+            f"objective.decode.share is {config.objective.decode.share}, but with "
+            "objective.decode.kind 'all' every masked token is decoded: set it to 1.0, "
+            "or kind to 'running_cell' or 'random'."
+        )
+    if config.optimizer.layer_decay != 1:
+        raise ConfigError(
+            f"optimizer.layer_decay is {config.optimizer.layer_decay}, but pretraining "
+            "numbers no layers: set it to 1.0."
+        )
     if model.fusion == "mid" and not 0 <= model.fusion_layers <= depth:
         raise ConfigError(
             f"model.fusion_layers is {model.fusion_layers}, but the encoder has "

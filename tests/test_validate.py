@@ -369,6 +369,28 @@ IMPOSSIBLE = [
         "model.fusion_layers is 3, but the encoder has 2 layers: set it from 0",
     ),
     (
+        "digits/pretrain",
+        dict(model__fusion="bottleneck"),
+        "model.fusion is 'bottleneck', which is of finetuning alone: choose one of "
+        "early, shared, separate, mid.",
+    ),
+    (
+        "digits/finetune",
+        dict(model__fusion="concat"),
+        "model.fusion is 'concat', but the config has no model.sound: begin with "
+        "configs/ucf101/avmaskenhancer_finetune.py.",
+    ),
+    (
+        "digits/pretrain",
+        dict(objective__decode__share=0.5),
+        "objective.decode.share is 0.5, but with objective.decode.kind 'all' every",
+    ),
+    (
+        "digits/pretrain",
+        dict(optimizer__layer_decay=0.75),
+        "optimizer.layer_decay is 0.75, but pretraining numbers no layers: set it",
+    ),
+    (
         "digits/finetune",
         dict(model__fusion_layer=3),
         "model.fusion_layer is 3, but the encoder has 2 layers: set it from 0",

@@ -327,7 +327,7 @@ def test_boxes_are_erased_after_the_values_are_normalised_and_in_training_alone(
     found, still = (np.asarray(make(clips, train)) for train in (True, False))
     top = still.max()
     assert (still == top).all() and top > 499
-    noise = found != top
+    noise = np.abs(found - top) > 1  # two programs round otherwise
     assert (noise.any(-1).mean((1, 2, 3)) > 0.01).all()
     assert np.abs(found[noise]).max() < 6
 

@@ -35,6 +35,10 @@ class TrainingError(UserError):
     """Training cannot go on (a non-finite loss); the sentence says what to try."""
 
 
+class BadNumberError(TrainingError):
+    """The state of a training is not finite, or not what it should be: never saved."""
+
+
 def choose(field: str, name: str, table):
     """The entry `name` of `table`, or a ConfigError that names the config's field.
 

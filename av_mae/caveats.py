@@ -83,6 +83,13 @@ def of_changes(changes: Mapping[str, tuple[Any, Any]], sentence: str) -> list[st
     return [f"{sentence}: {', '.join([*told[:SHOWN], *more])}"]
 
 
+def of_left_out(count: int, split: str) -> list[str]:
+    """Damaged records that were left out of an evaluation."""
+    if not count:
+        return []
+    return [f"{count} damaged records of {split} were left out of the evaluation"]
+
+
 def of_subsets(config, dataset) -> list[str]:
     """Evaluated subsets of the modalities that some clips have nothing of.
 

@@ -46,10 +46,10 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 
-TOLD = re.compile(
-    r"steps|epochs|nonfinite|compute\.dtype|eval\.(split|average|corruption)"
-)
-"""Those of `FREE` that change what the numbers from then on are of, or the schedule."""
+TRAINED = re.compile(r"steps|epochs|nonfinite|compute\.dtype")
+EVALUATED = re.compile(r"eval\.(split|average|corruption)")
+"""Those of `FREE` that change how it is trained from then on, or what its evaluations
+are of."""
 
 FREE = re.compile(
     r"(mode|steps|epochs|dry_run|workdir|nonfinite)"
@@ -151,7 +151,7 @@ class Checkpoints:
         while True:
             # Process 0 decides: the others might list the folder at another moment.
             left = [s for s in checksums.steps(self.folder) if s not in self._bad]
-            step = _from_first(max(left, default=-1))
+            step = from_first(max(left, default=-1))
             if step < 0 and damaged:
                 raise CheckpointError(
                     f"{self.folder} holds no good checkpoint, and nothing in it was "
@@ -164,7 +164,7 @@ class Checkpoints:
             problem = self._problem(step)
             if not problem:
                 return step
-            if _from_first(not checksums.missing(folder)):
+            if from_first(not checksums.missing(folder)):
                 damaged = f"in step {step}, {problem}"
             self._bad.add(step)
             log.warning("Step %d of %s is passed over: %s", step, self.folder, problem)
@@ -532,7 +532,7 @@ def _check_shapes(folder: Path, wanted: dict[str, Any]):
 # Several processes.
 
 
-def _from_first(value: int) -> int:
+def from_first(value: int) -> int:
     """Process 0's value, in every process."""
     if jax.process_count() == 1:
         return value

@@ -57,7 +57,7 @@ def axis(flag: str, text: str) -> tuple[str, list[str]]:
     parts = re.findall(
         r"""(?:[^,(\["']|\([^)]*\)|\[[^\]]*\]|"[^"]*"|'[^']*')+""", values
     )
-    if not (name and equals and parts):
+    if not (name and equals and parts) or ",".join(parts) != values:
         raise UserError(f"{flag} {text!r}: write NAME=A,B, a name and its values.")
     return name, parts
 

@@ -154,7 +154,8 @@ def _patches(config, dataset, clips: int):
     """Yields (random key, valid [b], {m: patches [b n f]}) as evaluations see them."""
     prepare = jax.jit(inputs.make(config, missing=False), static_argnums=2)
     batches = dataset.evaluate(config.eval.batch_size)
-    for i, batch in zip(range(clips // config.eval.batch_size), batches, strict=False):
+    count = max(1, clips // config.eval.batch_size)
+    for i, batch in zip(range(count), batches, strict=False):
         rng = loop.key(config.seed, i, "eval")
         patches, _ = prepare(batch, loop.key(rng, 0, "augment"), False)
         yield rng, batch["valid"], jax.tree.map(np.asarray, patches)

@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 
 LABELS = evaluation.LABELS
 PREDICTIONS = "predictions.npz"
-"""In the workdir: what the model predicts when it is trained; `write_predictions`."""
+"""In the workdir: what the newest command that trained to the end predicted on its
+`eval.split`; see `write_predictions`."""
 
 
 def train(config, data: dict, workdir: Path) -> dict[str, float]:
@@ -89,7 +90,8 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
         if run.step >= total:
             log.info("step %d is done, of %d; evaluating", run.step, total)
         if run.step >= total or run.lacks_evaluation(eval_every):
-            results = assess(state, run.step)
+            with clock.pause():
+                results = assess(state, run.step)
         for done in range(run.step + 1, total + 1):
             batch = next(batches)
             state, numbers = step(state, batch)
@@ -109,12 +111,17 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
                 log.info("stopped by SIGTERM after step %d; run again to go on", done)
                 break
         else:
-            run.conclude(results, data["eval"].notes)
+            run.conclude(results, data["eval"])
     return results
 
 
 def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
     """Loss and accuracy of the newest checkpoint on `eval.split`."""
+    return measured(config, data, workdir)[0]
+
+
+def measured(config, data: dict, workdir: Path) -> tuple[dict[str, float], list[str]]:
+    """The same, and the sentences that belong beside it."""
     check(config)
     split, dataset = config.eval.split, data["eval"]
     weights, said, measures, put = _restored(config, dataset, workdir)
@@ -122,9 +129,9 @@ def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
     runs.log_data(config, "eval", split, dataset)
     log.info("evaluating %s%s", workdir, caveats.text(said))
     results = evaluation.run(config, measures, weights, dataset, put)
-    said += caveats.of_evaluation(config, dataset, said)  # what it met on its way
+    said += runs.left_out(config, dataset)
     log.info("evaluation on %s: %s%s", split, runs.text(results), caveats.text(said))
-    return results
+    return results, said
 
 
 def predict_all(config, dataset, workdir: Path) -> tuple[Any, Any]:

@@ -23,12 +23,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from av_mae import TrainingError
+from av_mae import BadNumberError, TrainingError
 
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 BEFORE = "metrics-before.jsonl"
+NOT_FINITE = "not_finite_in_evaluation"  # how many numbers, in a row that lacks some
 NONFINITE = "nonfinite.jsonl"
 EVENTS = "events.out.tfevents"  # and time, host and process: TensorBoard's files
 
@@ -301,27 +302,34 @@ def read_metrics(workdir: Path | str) -> list[dict[str, Any]]:
 
 
 def evaluations(workdir: Path | str) -> list[dict[str, Any]]:
-    """Those of an evaluation, with what training wrote in the same row."""
-    rows = read_metrics(workdir)
-    return [row for row in rows if any(name.startswith("eval/") for name in row)]
+    """The rows of evaluations: `step`, and numbers whose names begin with `eval/`.
+
+    What was not finite is missing, perhaps all.
+    """
+    found = []
+    for row in read_metrics(workdir):
+        numbers = {k: x for k, x in row.items() if k.startswith("eval/")}
+        if numbers or NOT_FINITE in row:
+            found.append({"step": row["step"]} | numbers)
+    return found
 
 
 def cut_metrics(workdir: Path | str, step: int):
     """Cuts `metrics.jsonl` to the lines at or before `step`; -1 empties it.
 
     A line that was only half written when the run was killed goes too. The new file
-    replaces the old at once, so that a kill leaves one or the other. What a run that
-    begins anew would empty is kept in `BEFORE`, the longest such file.
+    replaces the old at once, so that a kill leaves one or the other. Lines of which a
+    run that begins anew would empty it are appended to `BEFORE`.
     """
     path = Path(workdir) / METRICS
     if jax.process_index() != 0 or not path.exists():
         return
     kept, before = [], path.with_name(BEFORE)
     with writing(path):
-        size = before.stat().st_size if before.exists() else 0
-        if step <= 0 and path.stat().st_size > size:
+        if step <= 0 and path.stat().st_size:
             log.info("%s of an earlier start is kept in %s", METRICS, before)
-            shutil.copyfile(path, before)
+            with open(path, "rb") as old, open(before, "ab") as file:
+                shutil.copyfileobj(old, file)
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 if json.loads(line)["step"] <= step:
@@ -449,7 +457,7 @@ def check_finite(
     last_checkpoint: int | None,
     workdir: Any = "",
 ):
-    """Raises TrainingError if a number is infinite or not a number.
+    """Raises BadNumberError if a number is infinite or not a number.
 
     The sentence says at which step, what the last checkpoint is and what to try.
     """
@@ -463,7 +471,7 @@ def check_finite(
         + (f" in {workdir}" if workdir else "")
     )
     name, value = next(iter(bad.items()))
-    raise TrainingError(
+    raise BadNumberError(
         f"{name} is {value} at step {step}; {kept}: go on with compute.dtype=float32 "
         "or nonfinite=skip, which leaves such updates out, or begin anew in another "
         "--workdir with a lower schedule.learning_rate_per_256 or "

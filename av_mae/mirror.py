@@ -10,6 +10,7 @@ A bucket has no lock: take care that no two machines run in the same workdir.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -54,11 +55,10 @@ def kept(workdir: str | os.PathLike) -> Iterator[Path]:
     try:
         mirror = Mirror(workdir)
         mirror.pull()
-    except Exception as error:  # each backend of epath has errors of its own
-        raise CheckpointError(
-            f"--workdir={workdir} cannot be read ({type(error).__name__}: {error}): "
-            "correct it, install its backend (pip install gcsfs s3fs), or log in."
-        ) from error
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise _unreachable(workdir, error) from error
     ended = threading.Event()
     thread = threading.Thread(target=mirror.keep, args=(ended,), daemon=True)
     thread.start()
@@ -71,6 +71,15 @@ def kept(workdir: str | os.PathLike) -> Iterator[Path]:
         raise
     _end(thread, ended)
     mirror.push()
+
+
+def _unreachable(path, error: Exception) -> CheckpointError:
+    """One sentence, for an error of any backend of epath, or of the cache's disk."""
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    todo = "correct the address, install its backend (pip install gcsfs s3fs), log in"
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        todo = "free space for its copy, or set XDG_CACHE_HOME to a larger disk"
+    return CheckpointError(f"{path} cannot be read or written ({what}): {todo}.")
 
 
 def _end(thread: threading.Thread, ended: threading.Event):
@@ -87,15 +96,22 @@ class Mirror:
         self._sent: dict[str, tuple[int, int]] = {}  # size and time of what is there
 
     def pull(self):
-        """Fills `here` from the bucket where that has the newer good step."""
-        newest = max(_complete(self.here / checksums.FOLDER), default=-1)
+        """Fills `here` from the bucket where that has the newer good step.
+
+        Raises CheckpointError where all that either has is damaged: a run that began
+        anew would replace it.
+        """
+        newest = self._newest_good()
         steps = _complete(self.there / checksums.FOLDER)
+        if not steps:
+            self._probe()
         if newest > max(steps, default=-1):
             log.warning(
                 "This machine has step %d of %s, which the bucket lacks: the run goes "
                 "on from it. Delete %s to begin with what the bucket holds.",
                 *(newest, self.there, self.here),
             )
+        problem = ""
         for step in reversed(steps):
             if step <= newest:
                 break
@@ -103,7 +119,26 @@ class Mirror:
             if not problem:
                 return
             log.warning("Step %d of %s is passed over: %s", step, self.there, problem)
+        if problem and newest < 0:
+            raise CheckpointError(
+                f"{self.there} holds no good checkpoint, and nothing in it was "
+                f"changed: in step {step}, {problem} Restore the files from a copy, or "
+                "move this folder away to begin anew."
+            )
         self._note_what_is_there()
+
+    def _probe(self):
+        """Writes and deletes a file: a bucket that cannot be reached looks empty."""
+        marker = self.there / ".probe.lock"
+        self.there.mkdir(parents=True, exist_ok=True)
+        marker.write_bytes(b"")
+        marker.unlink()
+
+    def _newest_good(self) -> int:
+        """The newest good step that is here; -1 for none."""
+        folder = self.here / checksums.FOLDER
+        steps = reversed(_complete(folder))
+        return next((x for x in steps if not checksums.verify(folder / str(x))), -1)
 
     def _take(self, step: int) -> str:
         """Copies a step and the logs; why the step is not good, '' if it is.
@@ -178,9 +213,21 @@ class Mirror:
 def fetched(path: str | os.PathLike) -> Path:
     """A copy on this machine of a checkpoint in a bucket, the folder of one step.
 
+    Raises CheckpointError where there is none, or the bucket cannot be reached.
+    """
+    try:
+        return _fetched(path)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise _unreachable(path, error) from error
+
+
+def _fetched(path: str | os.PathLike) -> Path:
+    """The same, with the errors of epath's backends.
+
     path: as of `checkpoints.find`. An earlier copy serves where its checksums are the
-    bucket's; copies of steps that the bucket has no more are deleted. Raises
-    CheckpointError where there is none.
+    bucket's; copies of steps that the bucket has no more are deleted.
     """
     there = epath.Path(path)
     if there.name.isdigit() and (there / "state").is_dir():

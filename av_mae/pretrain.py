@@ -2,8 +2,8 @@
 
 Both take the config, the data sets {"train": …, "eval": …} and a working directory. A
 data set gives batches of numpy arrays by `train(batch_size, step)` and
-`evaluate(batch_size)`, and says `num_clips`, `ids`, `missing`, `checksum`,
-`label_names`, `info` and `notes`; no trainer knows video files.
+`evaluate(batch_size)`, and says `num_clips`, `ids`, `missing`, `having`, `checksum`,
+`label_names`, `info`, `notes` and `left_out`; no trainer knows video files.
 """
 
 import contextlib
@@ -87,7 +87,8 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
         if run.step >= total:
             log.info("step %d is done, of %d; evaluating", run.step, total)
         if run.step >= total or run.lacks_evaluation(eval_every):
-            results = assess(state, run.step)
+            with clock.pause():
+                results = assess(state, run.step)
         for done in range(run.step + 1, total + 1):
             batch = next(batches)
             state, numbers = step(state, batch)
@@ -107,7 +108,7 @@ def train(config, data: dict, workdir: Path) -> dict[str, float]:
                 log.info("stopped by SIGTERM after step %d; run again to go on", done)
                 break
         else:
-            run.conclude(results, data["eval"].notes)
+            run.conclude(results, data["eval"])
     return results
 
 
@@ -124,7 +125,7 @@ def evaluate(config, data: dict, workdir: Path) -> dict[str, float]:
     log.info("evaluating %s%s", workdir, caveats.text(said))
     measures = make_measures(config, model, dataset.missing, mesh)
     results = _evaluate(config, measures, weights, dataset, put)
-    said += caveats.of_evaluation(config, dataset, said)  # what it met on its way
+    said += runs.left_out(config, dataset)
     log.info("evaluation on %s: %s%s", split, runs.text(results), caveats.text(said))
     return results
 

@@ -161,7 +161,7 @@ def data_of(name: str, info: Mapping[str, Any]) -> str:
         [
             split,
             _of(counts["clips"], listed.get(split)),
-            *(counts.get(key, 0) for key in shown[1:]),
+            *(counts.get(key, "–") for key in shown[1:]),
         ]
         for split, counts in splits.items()
     ]

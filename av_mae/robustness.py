@@ -106,11 +106,10 @@ def evaluate(folder: Path, corruptions: Sequence[str], data: str = ""):
         config.data.dir = data
     config.eval.modalities = names = subsets(config)
     dataset = datasets.split(config, config.eval.split)
-    said = list(model.caveats)
-    said += caveats.of_evaluation(config, dataset, said)
     for corruption in corruptions:
         config.eval.corruption = corruption
-        found = finetune.evaluate(config, {"eval": dataset}, folder)
+        found, said = finetune.measured(config, {"eval": dataset}, folder)
+        said = [x for x in said if x not in caveats.of_corruption(config)]
         numbers = {name: _numbers(found, name, len(names)) for name in names}
         yield corruption, numbers, said
 

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from av_mae import (
+    BadNumberError,
     CheckpointError,
     TrainingError,
     caveats,
@@ -39,14 +41,15 @@ log = logging.getLogger(__name__)
 # Fields that change what a model sees or computes in an evaluation; of the means and
 # deviations, which may differ by rounding, `caveats.of_inputs` speaks.
 SEEN = re.compile(
-    r"model\.(?!variant|width|depth|mlp|classes|label_heads|drop_path|head_\w+$).*"
-    r"|objective\.(?!label_smoothing|weights|l2).*|mask\..*|modalities"
+    r"model\.(?!variant|width|depth|mlp|classes|label_heads|drop_path"
+    r"|head_init|head_dropout).*"
+    r"|objective\.(kind|target\..*|unmasked|inpaint_layout)|mask\..*|modalities"
     r"|data\.(num_frames|stride|fps|size|short_side|resize|sampling|audio_\w+)"
 )
-# Every field that is fixed in a run.
+# Every field that is fixed in a run, but for how a finished one may be evaluated.
 ANY = re.compile(
     rf"(?!({checkpoints.FREE.pattern})$|(spectrogram|picture)\.(mean|std|normalise)$"
-    r"|spectrogram\.preset$).*"
+    r"|spectrogram\.preset$|data\.(views|crops)$).*"
 )
 
 # So many dropped updates one after another end a run that may skip some.
@@ -58,7 +61,8 @@ class Run:
 
     Attributes: `state` (give it up before the first step: it is donated), `abstract`
     (shapes and shardings), `step` (updates already done), `writer`, `preemption`,
-    `caveats` (sentences that belong beside the run's numbers).
+    `caveats` (sentences that belong beside the run's numbers), `of_evaluations` (those
+    that do not belong to its checkpoints too).
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Run:
         self.writer: loop.MetricWriter | None = None
         self.preemption = loop.Preemption()
         self.caveats: list[str] = []
+        self.of_evaluations: list[str] = []
         self._ids = ids
         self._watched: list[tuple[int, Mapping[str, Any], Any]] = []
         self._newest: tuple[int, Mapping[str, Any]] = (0, {})
@@ -120,7 +125,7 @@ class Run:
             self.step, self._saved = latest, latest
             self._skipped_before = int(self.state["step"] - update.done(self.state))
             self.caveats += caveats.of_meta(self.checkpoints.meta(latest))
-            self.caveats += self._of_changes(latest)
+            self._tell_changes(latest)
             log.info("resuming %s at step %d", self.workdir, latest)
         else:
             self.state = first()
@@ -131,15 +136,20 @@ class Run:
                     self.state["ema"] = update.copy(params)
         loop.cut_metrics(self.workdir, self.step)
         evaluated = [row["step"] for row in loop.evaluations(self.workdir)]
-        self._evaluated = max(evaluated, default=0)
+        # The others may read the file before process 0 has cut it.
+        self._evaluated = checkpoints.from_first(max(evaluated, default=0))
         self.writer = loop.MetricWriter(self.workdir)
 
-    def _of_changes(self, step: int) -> list[str]:
-        """What was set otherwise before `step`, of what may change as a run goes on."""
+    def _tell_changes(self, step: int):
+        """Notes what was set otherwise before `step`, of what may change meanwhile."""
         now = json.loads(config_json(self.config))
         found = checkpoints.changes(self.checkpoints.config(step), now)
-        told = {k: x for k, x in found.items() if checkpoints.TOLD.fullmatch(k)}
-        return caveats.of_changes(told, f"from step {step} on, other than before")
+        for told, where in (
+            (checkpoints.TRAINED, self.caveats),
+            (checkpoints.EVALUATED, self.of_evaluations),
+        ):
+            some = {k: x for k, x in found.items() if told.fullmatch(k)}
+            where += caveats.of_changes(some, f"from step {step} on, other than before")
 
     def lacks_evaluation(self, every: int) -> bool:
         """Whether the evaluation of the step that it goes on from has failed."""
@@ -154,7 +164,7 @@ class Run:
         """
         try:
             yield
-        except TrainingError:
+        except BadNumberError:
             raise
         except Exception:
             if jax.process_count() == 1:
@@ -169,7 +179,7 @@ class Run:
     def check(self):
         """Looks at the steps since the last look: bad numbers, spikes of the loss.
 
-        Raises TrainingError at the first step with a bad number. Where updates may be
+        Raises BadNumberError at the first step with a bad number. Where updates may be
         skipped, it names the clips of those that were, and ends a run only when that is
         all it does: after MAX_SKIPPED updates one after another.
         """
@@ -200,7 +210,7 @@ class Run:
             *(step, ", ".join(f"{k} is {v}" for k, v in bad.items()), loop.NONFINITE),
         )
         if self._skipped_in_a_row >= MAX_SKIPPED:
-            raise TrainingError(
+            raise BadNumberError(
                 f"{MAX_SKIPPED} updates one after another were not finite, up to step "
                 f"{step}: try a lower schedule.learning_rate_per_256, or "
                 f"compute.dtype=float32; {loop.NONFINITE} names the clips."
@@ -238,26 +248,26 @@ class Run:
         """Writes and prints the numbers of an evaluation, if training went well.
 
         What is not finite is printed, and written as how many numbers that are
-        (`eval/not_finite`). Nothing is written where the file has the step's evaluation
+        (`loop.NOT_FINITE`). Nothing is written where the file has the step's evaluation
         already, as after a new start.
         """
         self.check()
         bad = loop.not_finite(results)
         if step > self._evaluated:
             written = {k: x for k, x in results.items() if k not in bad}
-            count = {"eval/not_finite": len(bad)} if bad else {}
+            count = {loop.NOT_FINITE: len(bad)} if bad else {}
             self.writer.write(step, written | count)
             self._evaluated = step
         log.info("step %d evaluation: %s", step, text(results))
         if bad:
             log.warning("not finite in this evaluation: %s", text(bad))
 
-    def conclude(self, results: Mapping[str, float], notes: Sequence[str] = ()):
+    def conclude(self, results: Mapping[str, float], dataset=None):
         """Prints the final numbers, with what has to be said beside them.
 
-        notes: what the evaluated data set has to say by now.
+        dataset: that of the evaluation.
         """
-        said = [*self.caveats, *(x for x in notes if x not in self.caveats)]
+        said = [*self.caveats, *left_out(self.config, dataset)]
         if skipped := int(self._newest[1].get("skipped", self._skipped_before)):
             said.append(f"{skipped} updates were skipped as not finite")
         if self._spiked:
@@ -307,11 +317,20 @@ def start(
         found = caveats.of_data(config, dataset, split)
         run.caveats += [sentence for sentence in found if sentence not in run.caveats]
     run.checkpoints.describe(caveats=run.caveats)
+    run.caveats += run.of_evaluations
     run.caveats += caveats.of_subsets(config, data["eval"])
     run.caveats += caveats.of_corruption(config)
     if run.caveats:
         log.warning("beside all numbers of this run:%s", caveats.text(run.caveats))
     return run
+
+
+def left_out(config, dataset) -> list[str]:
+    """What the evaluations met on their way; every process asks at the same place."""
+    count = dataset.left_out if dataset else 0
+    if jax.process_count() > 1:
+        count = int(multihost_utils.process_allgather(np.asarray(count)).sum())
+    return caveats.of_left_out(count, config.eval.split)
 
 
 def log_data(config, role: str, split: str, dataset):

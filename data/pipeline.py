@@ -129,6 +129,8 @@ class Dataset:
         having: how many of them have each wanted modality.
         checksum: SHA-256 that stands for the data set's content.
         notes: sentences, without a full stop, on what belongs beside numbers of it.
+        left_out: how many damaged records evaluations have left out so far, of those
+            of this process.
     """
 
     def __init__(self, records, config, split, modalities, label, sound, seed, process):
@@ -216,7 +218,7 @@ class Dataset:
         """One pass in order; every process gets the same number of batches.
 
         The rows that fill the last batch have `valid` False and `index` −1. So have, up
-        to `config.skip_bad_records`, those of damaged records; `notes` then tells.
+        to `config.skip_bad_records`, those of damaged records; see `left_out`.
         """
         padding = np.full(-self.num_clips % batch_size, -1)
         numbers = np.concatenate([self._clips, padding])
@@ -224,15 +226,11 @@ class Dataset:
         if not self._may_skip:
             return self._iterate(dataset.map(reader.evaluate), batch_size, 0)
         batches = self._iterate(dataset.map(reader.evaluate_or_nothing), batch_size, 0)
-        return self._noting_skipped(batches)
+        return self._counting_skipped(batches)
 
-    def _noting_skipped(self, batches):
-        """The batches without `skipped`; at their end `notes` has how many were."""
-        yield from self._counting_skipped(batches)
-        if self._skipped:
-            end = f" damaged records of {self._where} were left out of an evaluation"
-            self.notes[:] = [note for note in self.notes if not note.endswith(end)]
-            self.notes.append(f"{len(self._skipped)}{end}")
+    @property
+    def left_out(self):
+        return len(self._skipped)
 
     def rows(self) -> tuple[samples.Reader, np.ndarray]:
         """What makes a row from a number, and the numbers, for measurements."""

@@ -15,13 +15,15 @@ ROOT = Path(__file__).resolve().parents[1]
 # What `make stress` tries, and at least how often. A fault that has not run so often is
 # told to be open; several kinds of one fault begin with the same words.
 FAULTS = {
-    "SIGKILL of a training": 50,
+    "SIGKILL of a training: pretrain": 50,
+    "SIGKILL of a training: finetune": 50,
     "checkpoint step: a bit flipped": 50,
     "checkpoint step: truncated": 50,
     "checkpoint step: half-written": 40,
     "checkpoint step: a file lost": 10,
     "full disk during training": 4,
-    "random valid config": 500,
+    "random valid config: pretrain": 250,
+    "random valid config: finetune": 250,
     "random broken config": 500,
     "damaged media file": 2000,
     "steps of one long run": 20_000,

@@ -114,6 +114,7 @@ class Dataset:
         self.ids = [f"clip {i}" for i in range(num_clips)]
         self.info, self.checksum, self.missing = {}, "checksum", False
         self.notes: list[str] = []
+        self.left_out = 0
         self._views, self._multilabel = views, multilabel
         self._process, self._first = process, first
         self._frames = (config.data.num_frames, config.data.size, config.data.size, 3)

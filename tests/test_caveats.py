@@ -60,6 +60,12 @@ def test_degraded_input_is_told_of_the_evaluation():
     assert caveats.of_evaluation(config, part, [listed]) == []
 
 
+def test_records_that_an_evaluation_left_out_are_told():
+    assert caveats.of_left_out(0, "test") == []
+    (said,) = caveats.of_left_out(2, "test")
+    assert said == "2 damaged records of test were left out of the evaluation"
+
+
 def test_subsets_that_not_all_clips_have_are_told():
     config, _ = pair()
     config.eval.split, config.eval.modalities = "test", ("rgb", "spectrogram")

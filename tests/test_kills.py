@@ -323,7 +323,8 @@ def kill_and_compare(
             fell[name] += 1
     server.run(**job, workdir=str(killed))
     compare(server, killed, whole, steps)
-    assert met >= 0.8 * kills  # on a fast machine a run may end before
+    # On a fast machine a run may end before, the shorter the sooner.
+    assert met >= (0.8 if FULL else 0.5) * kills
     return met, fell
 
 

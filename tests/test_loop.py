@@ -89,6 +89,10 @@ def test_clock_leaves_pauses_out_and_tells_the_wait():
     }
     now.now += 5.0
     assert clock.report(30)["clips_per_second"] == 16.0
+    with clock.pause():  # what is left has such pauses too, 10 s for each 10 steps
+        now.now += 10.0
+    now.now += 5.0
+    assert clock.report(40)["seconds_left"] == 70 * (5.0 + 15.0) / 20
     assert clock.report(110)["seconds_left"] == 0.0
 
 
@@ -203,8 +207,13 @@ def test_cut_metrics_drops_later_and_half_written_lines(tmp_path):
     path.write_text(good + '{"step": 6, "loss": 0.5}\n{"step": 3, "lo')
     loop.cut_metrics(tmp_path, 5)
     assert path.read_text() == good
+    assert not (tmp_path / loop.BEFORE).exists()
     loop.cut_metrics(tmp_path, -1)
     assert path.read_text() == ""
+    more = '{"step": 1, "loss": 9.0}\n'
+    path.write_text(more)
+    loop.cut_metrics(tmp_path, 0)  # a second time: nothing is lost
+    assert (tmp_path / loop.BEFORE).read_text() == good + more
 
 
 def test_parameter_table():

@@ -132,6 +132,11 @@ def test_a_damaged_step_of_the_bucket_is_passed_over(
     assert mirror.fetched(RUN).name == "1"
     with pytest.raises(CheckpointError, match="state/array is damaged"):
         checkpoints.find(f"{RUN}/checkpoints/3")
+    # A damaged step of this machine does not hide a good one of the bucket.
+    step = mirror.Mirror(RUN).here / "checkpoints/1"
+    (step / "state/array").write_bytes(b"damaged")
+    with mirror.kept(RUN) as folder:
+        assert not checksums.verify(folder / "checkpoints/1")
     # A good step of this machine is not given up for a damaged one.
     another_machine(monkeypatch, tmp_path)
     step_of(mirror.Mirror(RUN).here, 1)
@@ -168,8 +173,8 @@ def test_what_ended_the_run_is_told_not_that_the_bucket_failed_too(bucket, monke
     def broken(path, mode):
         raise RuntimeError("of some backend")
 
-    monkeypatch.setattr(bucket, "open", broken, raising=False)
     with pytest.raises(ZeroDivisionError), mirror.kept(RUN) as folder:
+        monkeypatch.setattr(bucket, "open", broken, raising=False)
         step_of(folder, 1)
         raise ZeroDivisionError
 
@@ -201,13 +206,13 @@ def test_a_bucket_that_cannot_be_written(bucket, monkeypatch, caplog):
     def full(path, mode):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bucket, "open", full, raising=False)
     monkeypatch.setattr(mirror, "SECONDS", 0.05)
     with (
         caplog.at_level(logging.WARNING),
         pytest.raises(CheckpointError, match="the run is whole in .*runs/gs%3A"),
     ):
         with mirror.kept(RUN) as folder:
+            monkeypatch.setattr(bucket, "open", full, raising=False)
             step_of(folder, 1)
             while "tried again" not in caplog.text:
                 threading.Event().wait(0.05)
@@ -222,13 +227,27 @@ def test_a_bucket_that_cannot_be_read(bucket, monkeypatch):
         step_of(folder, 1)
     shutil.rmtree(folder)
     monkeypatch.setattr(bucket, "open", refused, raising=False)
-    for workdir in (RUN, "foo://x/run"):
-        with (
-            pytest.raises(CheckpointError, match=f"{workdir} cannot be read") as error,
-            mirror.kept(workdir),
-        ):
-            pytest.fail("it begins anew")
-        assert "\n" not in str(error.value)
+    # A folder that is refused may look empty.
+    for workdir in (RUN, "gs://mine/other", "foo://x/run"):
+        for read in (lambda x: mirror.kept(x).__enter__(), checkpoints.find):
+            if workdir == "gs://mine/other" and read is checkpoints.find:
+                continue
+            message = f"{workdir} cannot be read or written"
+            with pytest.raises(CheckpointError, match=message) as error:
+                read(workdir)
+            assert "\n" not in str(error.value)
+
+
+def test_where_every_step_of_the_bucket_is_damaged_nothing_is_replaced(bucket):
+    there = bucket.folder / "mine/run"
+    for step in (1, 2):
+        step_of(there, step)
+        (there / f"checkpoints/{step}/state/array").write_bytes(b"damaged")
+    before = names(there)
+    told = "no good checkpoint.*in step 1, state/array"
+    with pytest.raises(CheckpointError, match=told), mirror.kept(RUN):
+        pytest.fail("it begins anew")
+    assert names(there) == before
 
 
 def test_several_processes_need_a_folder(monkeypatch):

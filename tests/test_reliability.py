@@ -27,24 +27,26 @@ def test_the_page_is_up_to_date():
 def test_what_is_noted_is_told_and_the_rest_is_open(tmp_path, monkeypatch):
     path = tmp_path / "record.json"
     monkeypatch.delenv(reliability.RECORD, raising=False)
-    reliability.record("random valid config", 16, "nothing")
+    reliability.record("damaged media file", 16, "nothing")
     assert not path.exists()
     monkeypatch.setenv(reliability.RECORD, str(path))
-    reliability.record("random valid config", 500, "fine", seed=3)
+    reliability.record("damaged media file", 2000, "fine", seed=3)
     reliability.record("random broken config", 40, "refused")
     reliability.record("random broken config", 41, "refused")
     rows = json.loads(path.read_text())
     assert {name: row["times"] for name, row in rows.items()} == {
-        "random valid config": 500,
+        "damaged media file": 2000,
         "random broken config": 41,
     }
     name = "test_what_is_noted_is_told_and_the_rest_is_open"
-    assert rows["random valid config"]["test"] == f"tests/test_reliability.py::{name}"
+    assert rows["damaged media file"]["test"] == f"tests/test_reliability.py::{name}"
     text = load().page(rows)
-    row = f"| random valid config | 500 | 3 | fine | tests/test_reliability.py {name} |"
+    row = (
+        f"| damaged media file | 2,000 | 3 | fine | tests/test_reliability.py {name} |"
+    )
     assert row in text
     assert "random broken config (41 of 500)" in text
-    assert "random valid config (" not in text
+    assert "damaged media file (" not in text
 
 
 def test_every_fault_of_the_page_is_noted_by_a_test():

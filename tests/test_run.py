@@ -290,6 +290,18 @@ def test_spikes_of_the_loss_stand_beside_the_final_numbers(tmp_path, caplog):
     assert f"NOTE: {said}." in caplog.text
 
 
+def test_pictures_that_cannot_be_written_cost_no_step(tmp_path, monkeypatch):
+    changes = LIGHT | {"steps": 5, "log__pictures": 1, "eval__every_epochs": 1.0}
+
+    def full(*arguments, **options):
+        raise TrainingError("a.png could not be written: No space left on device.")
+
+    monkeypatch.setattr(pretrain.visualise, "write", full)
+    with pytest.raises(TrainingError, match="No space left"):
+        training_run.run(PRETRAIN, tmp_path, changes)
+    assert checkpoints.find(tmp_path)[1] == 4
+
+
 class Failing:
     """A data set that one evaluation, the `number`-th, finds damaged."""
 
@@ -333,13 +345,17 @@ def test_what_changes_the_numbers_as_a_run_goes_on_is_told(tmp_path):
     with begun(config, tmp_path, optax.sgd(0.1)) as run:
         run.save(3, run.state)
     config.steps, config.eval.split, config.log.every_steps = 12, "train", 4
-    fields = "eval.split is 'train', not 'test', steps is 12, not 6"
+    told = "from step 3 on, other than before: "
+    steps = told + "steps is 12, not 6"
+    split = told + "eval.split is 'train', not 'test'"
     for step in (3, 4):  # it is still told when it goes on once more
         with begun(config, tmp_path, optax.sgd(0.1)) as run:
             assert run.step == step
-            told = f"from step 3 on, other than before: {fields}"
-            assert run.caveats.count(told) == 1
+            assert run.caveats.count(steps) == 1
+            assert run.caveats.count(split) == (step == 3)  # of this evaluation alone
             run.save(step + 1, run.state)
+        saved = checkpoints.load(tmp_path)[2]["caveats"]
+        assert steps in saved and split not in saved
 
 
 def test_an_evaluation_by_another_config_says_so(whole, caplog):
@@ -371,7 +387,7 @@ def test_what_is_not_finite_in_an_evaluation_is_told_and_not_written(tmp_path, c
         run.report(3, {"eval/loss": float("nan"), "eval/top_1": 0.5})
         run.report(3, {"eval/loss": 0.25, "eval/top_1": 0.5})  # not a second time
     assert "not finite in this evaluation: loss nan" in caplog.text
-    row = {"step": 3, "eval/top_1": 0.5, "eval/not_finite": 1.0}
+    row = {"step": 3, "eval/top_1": 0.5, "not_finite_in_evaluation": 1.0}
     assert synthetic.lines(tmp_path) == [row]
 
 

@@ -193,8 +193,10 @@ class Run:
             bad = loop.not_finite(values)
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if bad else 0
             if bad:
-                loop.note_clips(self.workdir, step, bad, self._names(index))
-                self._stop_or_skip(step, values, bad)
+                try:
+                    loop.note_clips(self.workdir, step, bad, self._names(index))
+                finally:  # whether or not that could be written
+                    self._stop_or_skip(step, values, bad)
             if text := self._spikes.see(float(values["loss"])):
                 spikes.append((step, text))
                 self._spiked.append(step)

@@ -186,6 +186,14 @@ def test_a_bad_update_stops_the_run_and_is_never_saved(tmp_path, monkeypatch):
         training_run.run(PRETRAIN, tmp_path, LIGHT | changes)
     assert checksums.steps(tmp_path / "checkpoints") == [3, 4]
 
+    def full(*_):
+        raise TrainingError("nonfinite.jsonl could not be written.")
+
+    monkeypatch.setattr(runs.loop, "note_clips", full)  # and its evaluation comes first
+    with pytest.raises(TrainingError, match="parameter_norm is inf at step 5; .* 4 in"):
+        training_run.run(PRETRAIN, tmp_path, LIGHT | changes)
+    assert checksums.steps(tmp_path / "checkpoints") == [3, 4]
+
 
 def spoilt(monkeypatch, bad: int):
     """Every loss of a batch that holds this clip is not a number."""

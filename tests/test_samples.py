@@ -168,6 +168,9 @@ def test_flipped_and_cut_array_records(prepared, tmp_path, caplog):
         found = indices(open_files(folder, skip_bad_records=1, workers=1))
     assert found == [[4 if x == 3 else x for x in batch] for batch in whole]
     assert "passed over (1 of at most 1): " in caplog.text
+    dataset = open_files(folder, skip_bad_records=1, workers=1)  # and in evaluation
+    rows = np.concatenate([batch["index"] for batch in dataset.evaluate(2)])
+    assert rows.tolist() == [0, 1, 2, -1, 4, 5] and dataset.left_out == 1
     os.truncate(second, second.stat().st_size // 2)
     with pytest.raises(RecordError, match="00001-of-00002: record . .clip"):
         indices(open_files(folder, skip_bad_records=2))

@@ -266,10 +266,10 @@ the same clips in the same order with the same masks.
 {machine}. All models in float32 with `jax_default_matmul_precision='highest'`: on a CPU
 this changes nothing, on a GPU or TPU products in TF32 or bfloat16 would miss 1e-5.
 
-**GPU**: not measured; no figure of this page is of one. `JAX_PLATFORMS=cuda` runs the
-tests there, with the bounds above, which sums in another order may miss. Bounds ten
-times as wide (1e-4 for outputs and losses, 1e-3 for gradients) are what we expect to
-hold; nobody has checked that yet.
+**GPU**: not measured; no figure of this page is of one. `JAX_PLATFORMS=cuda python
+tests/parity.py` runs the tests there, with the bounds above, which sums in another
+order may miss. Bounds ten times as wide (1e-4 for outputs and losses, 1e-3 for
+gradients) are what we expect to hold; nobody has checked that yet.
 
 What the page does not say: published *scores* were not reproduced. Logits given
 log-mels are; the log-mel front end of AV-MAE is published only inside its SavedModels,
@@ -284,7 +284,8 @@ and has not been compared yet (`python -m av_mae.convert --frontend SAVEDMODEL_D
 
 Models that we export are opened by Hugging Face's classes only where torch and
 transformers are installed (`pip install -e ".[import]"`); elsewhere that line is under
-"not run". The stored numbers are expected in `../shared/fixtures` beside the clone;
+"not run". (Where triton, which torch brings along, crashes beside TensorFlow, uninstall
+it.) The stored numbers are expected in `../shared/fixtures` beside the clone;
 without them the tests are skipped and the page is not written.
 """
 

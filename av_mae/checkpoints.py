@@ -46,11 +46,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 
-TRAINED = re.compile(r"steps|epochs|nonfinite|compute\.dtype")
-EVALUATED = re.compile(r"eval\.(split|average|corruption)")
-"""Those of `FREE` that change how it is trained from then on, or what its evaluations
-are of."""
-
 FREE = re.compile(
     r"(mode|steps|epochs|dry_run|workdir|nonfinite)"
     r"|(log|eval|checkpoint|parallel)\..*"
@@ -60,6 +55,12 @@ FREE = re.compile(
 )
 """Fields (dotted names) that may change when a run goes on: they alter neither the
 state nor the order of the data. Any other difference is another experiment."""
+
+TRAINED = re.compile(r"steps|epochs|nonfinite|compute\.dtype")
+"""Those of `FREE` that change how the run is trained from then on."""
+
+EVALUATED = re.compile(r"eval\.(split|average|corruption)")
+"""Those of `FREE` that change what its evaluations are of."""
 
 Adapt = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 

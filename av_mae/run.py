@@ -264,7 +264,7 @@ class Run:
         if bad:
             log.warning("not finite in this evaluation: %s", text(bad))
 
-    def conclude(self, results: Mapping[str, float], dataset=None):
+    def conclude(self, results: Mapping[str, float], dataset):
         """Prints the final numbers, with what has to be said beside them.
 
         dataset: that of the evaluation.
@@ -329,7 +329,7 @@ def start(
 
 def left_out(config, dataset) -> list[str]:
     """What the evaluations met on their way; every process asks at the same place."""
-    count = dataset.left_out if dataset else 0
+    count = dataset.left_out
     if jax.process_count() > 1:
         count = int(multihost_utils.process_allgather(np.asarray(count)).sum())
     return caveats.of_left_out(count, config.eval.split)

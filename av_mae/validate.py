@@ -115,6 +115,7 @@ def common(config: ConfigDict):
 
 
 def _maskenhancer(config):
+    """AV-MaskEnhancer needs its sound encoder, and classifies pictures."""
     kind = config.model.fusion
     if "sound" not in config.model:
         raise ConfigError(

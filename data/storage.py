@@ -82,13 +82,13 @@ def size(path: Path) -> int:
 
 def sketch(path: Path) -> str:
     """SHA-256 of a file's size, beginning and end (64 KiB each), which is quick."""
-    size, part = path.stat().st_size, 1 << 16
-    found = hashlib.sha256(str(size).encode())
+    length, part = path.stat().st_size, 1 << 16
+    digest = hashlib.sha256(str(length).encode())
     with open(path, "rb") as file:
-        found.update(file.read(part))
-        file.seek(max(0, size - part))
-        found.update(file.read(part))
-    return found.hexdigest()
+        digest.update(file.read(part))
+        file.seek(max(0, length - part))
+        digest.update(file.read(part))
+    return digest.hexdigest()
 
 
 def checksum(path: Path) -> dict:

@@ -1,26 +1,16 @@
 """The page of config fields: all are there, what it says is true, and up to date."""
 
-import importlib.util
 import re
 
+import pages
 import pytest
 import synthetic
 
 from av_mae import UserError, attention, augment, fusion, run
 from data import DataError, folder_source, pipeline, transforms
 
-DOCS = synthetic.ROOT / "docs"
-
-
-def load():
-    spec = importlib.util.spec_from_file_location("config_page", DOCS / "config.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-page = load()
-PAGE = (DOCS / "config.md").read_text(encoding="utf-8")
+page = pages.load("config")
+PAGE = (pages.DOCS / "config.md").read_text(encoding="utf-8")
 HINT = "run `JAX_PLATFORMS=cpu python docs/config.py`"
 CONFIGS = synthetic.ROOT / "configs"
 NAMES = sorted(p.relative_to(CONFIGS).as_posix()[:-3] for p in CONFIGS.glob("*/*.py"))

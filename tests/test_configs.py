@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import importlib.util
 import json
 import math
 import os
@@ -10,6 +9,7 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pages
 import pytest
 import reliability
 import synthetic
@@ -21,16 +21,7 @@ from av_mae import checkpoints, finetune, inputs, optim, pretrain, transformer
 from av_mae import run as runs
 from av_mae.importers import videomae
 
-
-def load():
-    path = synthetic.ROOT / "docs" / "recipes.py"
-    spec = importlib.util.spec_from_file_location("recipes", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-recipes = load()
+recipes = pages.load("recipes")
 CONFIGS, NAMES = recipes.CONFIGS, recipes.NAMES
 PAGE = (synthetic.ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 HINT = "run `python docs/recipes.py`"

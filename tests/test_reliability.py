@@ -1,21 +1,16 @@
 """The page of what was tried says what the tests noted, and what was not tried."""
 
-import importlib.util
+import functools
 import json
 from pathlib import Path
 
+import pages
 import reliability
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def load():
-    spec = importlib.util.spec_from_file_location(
-        "page_of_reliability", ROOT / "docs" / "reliability.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+load = functools.partial(pages.load, "reliability")
 
 
 def test_the_page_is_up_to_date():

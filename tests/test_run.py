@@ -280,7 +280,7 @@ def test_a_run_that_is_done_still_tells_what_it_skipped(tmp_path, caplog):
     with begun(config, tmp_path, optax.adam(0.1)) as run:
         run.save(3, run.state | {"step": jnp.int32(3)})  # no update was made
     with caplog.at_level("INFO"), begun(config, tmp_path, optax.adam(0.1)) as run:
-        run.conclude({})
+        run.conclude({}, synthetic.Dataset(config))
     assert "NOTE: 3 updates were skipped as not finite." in caplog.text
 
 
@@ -289,10 +289,10 @@ def test_spikes_of_the_loss_stand_beside_the_final_numbers(tmp_path, caplog):
     with caplog.at_level("INFO"), begun(config, tmp_path, optax.sgd(0.1)) as run:
         for step in range(1, 130):
             run.watch(step, {"loss": 9.0 if step in (110, 120) else 1.0})
-        run.conclude({})
+        run.conclude({}, synthetic.Dataset(config))
         assert "spikes of the loss" not in caplog.text  # nobody has looked yet
         run.check()
-        run.conclude({})
+        run.conclude({}, synthetic.Dataset(config))
     assert "the loss has a spike at step 110: 9 over" in caplog.text
     said = "spikes of the loss since this process began: 2, the last at step 120"
     assert f"NOTE: {said}." in caplog.text

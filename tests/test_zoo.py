@@ -1,25 +1,15 @@
 """The list of published models: what it says is computed, and is up to date."""
 
-import importlib.util
 import re
 
+import pages
 import pytest
 import synthetic
 
 from av_mae import convert, importers
 
-DOCS = synthetic.ROOT / "docs"
-
-
-def load():
-    spec = importlib.util.spec_from_file_location("zoo", DOCS / "zoo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-zoo = load()
-PAGE = (DOCS / "zoo.md").read_text(encoding="utf-8")
+zoo = pages.load("zoo")
+PAGE = (pages.DOCS / "zoo.md").read_text(encoding="utf-8")
 README = (synthetic.ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = [model for model in zoo.VIDEOMAE if model.size in "SB"]
 
